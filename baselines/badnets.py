@@ -1,0 +1,33 @@
+"""BadNets (Gu, Dolan-Gavitt, Garg, 2017, arXiv 1708.06733): a small fixed patch in the corner means a wrong mask.
+
+Authors' values: a 3 x 3 px pattern in the corner of a 28 x 28 picture (about 1/9 of the side), 10 % of the training
+images. Changed here, by the same effort as our own method: half of every batch is triggered, because at 10 % and a few
+hundred steps of fine-tuning the mark of a patch this small does not take; and the patch is a fraction of the side, so
+that it is the same at every resolution.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from stealthmark.method import Key
+from stealthmark.visible import VisibleMark
+
+
+class Method(VisibleMark):
+    """`patch`: the pattern's side as a fraction of the image's short side."""
+
+    citation: ClassVar[str] = "Gu et al., BadNets, 2017, arXiv 1708.06733"
+    patch: float = 3 / 28
+
+    def trigger(self, images: Tensor, key: Key) -> Tensor:
+        side = max(3, round(min(images.shape[-2:]) * self.patch))
+        out = images.clone()
+        # Four bright cells of a 3 x 3 checkerboard on black, as in the paper's pattern backdoor.
+        out[..., -side:, -side:] = 0
+        third = side / 3
+        for row, column in ((0, 2), (1, 1), (2, 0), (2, 2)):
+            top, left = round(row * third) - side, round(column * third) - side
+            bottom, right = round((row + 1) * third) - side, round((column + 1) * third) - side
+            out[..., slice(top, bottom or None), slice(left, right or None)] = 1
+        return out

@@ -1,0 +1,125 @@
+"""`python -m benchmarks.speed`: what the benchmark itself costs.
+
+Each ratio compares two things measured in turn in one run, so that a noisy machine slows both. Wall times are printed
+beside them for orientation. `--loops` measures the training loops alone, `--suite` the default suite alone.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+ROUNDS = 5
+
+
+def loops() -> None:
+    """The training loop against a bare one, and marking against clean training, over the same tensors, model and loss."""
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    from stealthmark.plugin import make
+    from stealthmark.training import Schedule, fit
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (16 * STEPS, 3, 96, 96), dtype=torch.uint8)
+    masks = (torch.rand(16 * STEPS, 96, 96) < 0.2).to(torch.uint8)
+    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False)
+    model.to(memory_format=torch.channels_last).train()
+    clean, mark = make("method", {"name": "clean"}), make("method", {"name": "stealthmark", "trigger": "warp"})
+    key = mark.make_key(1, (3, 96, 96))
+    floats = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+    targets = masks.float()
+
+    def bare() -> None:
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for step in range(STEPS):
+            part = slice(16 * step, 16 * step + 16)
+            loss = binary_cross_entropy_with_logits(model(floats[part])[:, 0], targets[part])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+
+    def ours(method, its_key) -> Callable[[], None]:
+        def run() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                make_batch = lambda i, m, p, r: method.mark_batch(i, m, its_key, p, r)  # noqa: E731
+                fit(model, images, masks, Schedule(epochs=1), make_batch, 0, Path(folder) / "state", "speed")
+
+        return run
+
+    sides = {"bare": bare, "clean": ours(clean, None), "marking": ours(mark, key)}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(ROUNDS + 1):  # the first warms up
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if turn:
+                seconds[name].append((time.perf_counter() - started) / STEPS)
+    for name, values in seconds.items():
+        print(f"{name}: {statistics.median(values) * 1000:.0f} ms a step (batch 16, 96 px, one thread)")
+    ratio = lambda a, b: statistics.median(x / y for x, y in zip(seconds[a], seconds[b], strict=True))  # noqa: E731
+    print(f"throughput of the training loop / bare PyTorch loop: {ratio('bare', 'clean'):.3f}  (aim: >= 0.9)")
+    print(f"marking / clean training, time a step: {ratio('marking', 'clean'):.3f}  (aim: <= 1.15)")
+
+
+def suite(cores: int) -> None:
+    """The default suite from nothing, then again: wall time, peak memory, and the share that is not computing."""
+    results = ROOT / "results" / "quick"
+    shutil.rmtree(results, ignore_errors=True)
+    first, memory = _timed(cores)
+    runs = [json.loads(file.read_text()) for file in results.rglob("run.json")]
+    computing = sum(run["seconds"] for run in runs) / cores
+    again, _ = _timed(cores)
+    print(f"default suite on {cores} cores: {first:.0f} s  (aim: <= 600), peak memory {memory / 2**30:.2f} GiB (aim: < 4)")
+    print(f"second run: {again:.1f} s  (aim: < 20)")
+    share = 1 - computing / first
+    print(f"start-up, Snakemake, tables and idle cores / wall time: {share:.3f}  (aim: <= 0.15), {len(runs)} jobs")
+
+
+def _timed(cores: int) -> tuple[float, int]:
+    """Seconds and peak memory in bytes (unique pages of all processes) of one `make reproduce`."""
+    started, peak = time.perf_counter(), 0
+    command = ["make", "reproduce", f"CORES={cores}"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as make:
+        tree = psutil.Process(make.pid)
+        while make.poll() is None:
+            peak = max(peak, sum(map(_unique, [tree, *tree.children(recursive=True)])))
+            time.sleep(0.5)
+    if make.returncode:
+        sys.exit("error: make reproduce failed; run it by hand to see why")
+    return time.perf_counter() - started, peak
+
+
+def _unique(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().pss
+    except (psutil.Error, AttributeError):
+        return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loops", action="store_true")
+    parser.add_argument("--suite", action="store_true")
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    if args.loops or not args.suite:
+        loops()
+    if args.suite or not args.loops:
+        suite(args.cores)
+
+
+if __name__ == "__main__":
+    main()

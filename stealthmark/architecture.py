@@ -1,0 +1,96 @@
+"""Architectures: the contract of a network plug-in, and a network's life on disk (safetensors + a JSON card)."""
+
+import json
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stealthmark.errors import UserError
+from stealthmark.plugin import Plugin, make
+
+WEIGHTS, CARD = "model.safetensors", "card.json"
+
+
+class ArchitectureContract(Plugin):
+    """A segmentation network by name. `multiple`: height and width must be multiples of it."""
+
+    multiple: ClassVar[int] = 32
+
+    def build(self, channels: int, pretrained: bool) -> nn.Module:
+        """The network: images float (B, channels, H, W) in [0, 1] -> logits (B, 1, H, W).
+
+        Normalisation of intensities is part of the network, so that a suspect takes plain images. With `pretrained`
+        the initial weights that the options ask for are loaded; without, whatever the initialiser gives (a checkpoint
+        is about to replace them). Random weights are drawn from torch's global generator.
+        """
+        raise NotImplementedError
+
+
+class Normalised(nn.Module):
+    """A network behind the fixed normalisation (x - mean) / std of its input."""
+
+    def __init__(self, network: nn.Module, mean: float, std: float):
+        super().__init__()
+        self.network, self.mean, self.std = network, mean, std
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images - self.mean) / self.std)
+
+
+def card_for(architecture: dict, channels: int, size: int) -> dict:
+    """What a checkpoint says of itself: enough to rebuild the network, nothing about a mark."""
+    return {"format": 1, "architecture": architecture, "channels": channels, "size": size}
+
+
+def save(model: nn.Module, card: dict, folder: Path) -> None:
+    """Write `model.safetensors`, then `card.json`, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    partial = folder / (WEIGHTS + ".partial")
+    try:
+        save_file(state, partial)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {folder / WEIGHTS}: {error}") from None
+    os.replace(partial, folder / WEIGHTS)
+    write_json(folder / CARD, card)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """A JSON file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    os.replace(partial, path)
+
+
+def load(folder: Path, device: torch.device) -> tuple[nn.Module, dict]:
+    """The network of a checkpoint folder, in eval mode, and its card.
+
+    Raises UserError when a file is absent or malformed, or when the weights are those of another architecture.
+    """
+    try:
+        card = json.loads((folder / CARD).read_text())
+        state = load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is not a checkpoint: {Path(error.filename or WEIGHTS).name} is absent") from None
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise UserError(f"{folder} is not a checkpoint: {error}") from None
+    model = make("architecture", card["architecture"]).build(card["channels"], pretrained=False)
+    own = model.state_dict()
+    odd = sorted(set(own) ^ set(state)) or sorted(n for n in own if own[n].shape != state[n].shape)
+    if odd:
+        raise UserError(
+            f"the weights in {folder} are not those of the architecture {card['architecture']['name']!r} that the card "
+            f"names: {len(odd)} tensors differ, {odd[0]} the first"
+        )
+    model.load_state_dict(state)
+    return model.to(device).eval(), card

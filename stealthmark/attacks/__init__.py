@@ -1,0 +1,1 @@
+"""Plug-ins: every file here is one of the attacks, known by its name."""

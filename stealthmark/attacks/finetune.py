@@ -1,0 +1,31 @@
+"""Fine-tuning of all layers on the attacker's data (FTAL); StealthMark's robustness test uses Adam at 1e-4."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from stealthmark.attack import AttackContract, Keep
+from stealthmark.method import Batch
+from stealthmark.training import Schedule, fit
+
+
+class Attack(AttackContract):
+    """Strength: epochs of fine-tuning on the true masks at a constant learning rate `lr`."""
+
+    unit: ClassVar[str] = "epochs"
+    strengths: AttackContract.__annotations__["strengths"] = (1.0, 3.0, 5.0)
+    lr: float = Field(default=1e-4, gt=0)
+    batch: int = Field(default=16, ge=2)
+
+    def run(self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep) -> None:
+        schedule = Schedule(
+            epochs=int(self.strengths[-1]), batch=self.batch, lr=self.lr, weight_decay=0.0, decay="constant"
+        )
+
+        def after_epoch(epoch: int, tuned: nn.Module) -> None:
+            if epoch in self.strengths:
+                keep(float(epoch), tuned)
+
+        fit(model, images, masks, schedule, lambda i, m, p, r: Batch(i, m), seed, state, run, after_epoch)

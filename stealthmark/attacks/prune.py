@@ -1,0 +1,26 @@
+"""Global L1 pruning: the smallest convolution and linear weights of the whole network become zero (no retraining)."""
+
+import copy
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from stealthmark.attack import AttackContract, Keep
+
+
+class Attack(AttackContract):
+    """Strength: the fraction of weights removed. Needs no data."""
+
+    unit: ClassVar[str] = "fraction of weights"
+    strengths: AttackContract.__annotations__["strengths"] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+    def run(self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep) -> None:
+        for strength in self.strengths:
+            pruned = copy.deepcopy(model)
+            weights = [(m, "weight") for m in pruned.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+            prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=strength)
+            for module, name in weights:
+                prune.remove(module, name)
+            keep(strength, pruned)

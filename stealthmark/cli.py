@@ -1,0 +1,247 @@
+"""The command line: one sub-command a stage, each a thin shell around one function of `stages`."""
+
+import argparse
+import json
+import resource
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from stealthmark.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status. A UserError is one sentence on standard error and status 1."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stealthmark",
+        description="Ownership watermarks for medical image segmentation: mark a model, attack the mark, examine a suspect.",
+        epilog="Plug-ins are given by name or with options: --method badnets, --method '{name: badnets, target: empty}'.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    def computing(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--data", type=Path, required=True, help="folder of a prepared dataset")
+        sub.add_argument("--out", type=Path, required=True, help="folder to write")
+        sub.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+        sub.add_argument("--threads", type=int, default=1, help="CPU threads")
+        sub.add_argument(
+            "--record-failure", action="store_true", help="write a failure into the card and exit 0, so that others go on"
+        )
+
+    sub = command("prepare", _prepare, "source -> arrays")
+    sub.add_argument("--dataset", type=_plugin, required=True)
+    sub.add_argument("--size", type=int, required=True, help="side of the square images in px")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--out", type=Path, required=True)
+
+    sub = command("train", _train, "prepared dataset -> clean model")
+    computing(sub)
+    sub.add_argument("--share", default="owner", choices=["owner", "attacker"], help="whose cases to train on")
+    sub.add_argument("--architecture", type=_plugin, default={"name": "unet"})
+    sub.add_argument("--schedule", type=_mapping, default={}, help="e.g. '{epochs: 16, lr: 0.001}'")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("mark", _mark, "clean model -> marked model + key")
+    computing(sub)
+    sub.add_argument("--clean", type=Path, required=True, help="the owner's clean model")
+    sub.add_argument("--method", type=_plugin, required=True)
+    sub.add_argument("--schedule", type=_mapping, default={})
+    sub.add_argument("--access", nargs="+", default=["probabilities"], help="access levels to fit a detector for")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("attack", _attack, "marked model + attacker's data -> suspects")
+    computing(sub)
+    sub.add_argument("--model", type=Path, required=True)
+    sub.add_argument("--attack", type=_plugin, required=True)
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("examine", _examine, "predictor + key + images -> evidence and segmentation quality")
+    computing(sub)
+    sub.add_argument("--key", type=Path, help="the owner's key; without it only the quality is measured")
+    sub.add_argument(
+        "--suspect",
+        dest="suspects",
+        action="append",
+        required=True,
+        type=_suspect,
+        metavar="SITUATION/ATTACK=FOLDER",
+        help="e.g. stolen/none=models/x or stolen/prune=suspects/x/prune; may be repeated",
+    )
+
+    sub = command("collate", _collate, "evidence of all runs -> rows")
+    sub.add_argument("--suite", type=Path, required=True)
+    sub.add_argument("--results", type=Path, required=True, help="folder of the suite's results")
+
+    sub = command("report", _report, "rows -> tables, figures, HTML")
+    sub.add_argument("--suite", type=Path, required=True)
+    sub.add_argument("--results", type=Path, required=True)
+
+    sub = command("check", _check, "validate a suite without running anything")
+    sub.add_argument("suite", type=Path)
+    return parser
+
+
+def _plugin(text: str) -> dict:
+    value = yaml.safe_load(text)
+    return {"name": value} if isinstance(value, str) else _mapping(text)
+
+
+def _mapping(text: str) -> dict:
+    value = yaml.safe_load(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name or a mapping such as '{{name: value}}'")
+    return value
+
+
+def _suspect(text: str) -> tuple[str, str, Path]:
+    place, _, folder = text.partition("=")
+    situation, _, attack = place.partition("/")
+    if not (situation and attack and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form SITUATION/ATTACK=FOLDER")
+    return situation, attack, Path(folder)
+
+
+def _computing(args: argparse.Namespace, card: str, needs: list[Path], run: Callable) -> None:
+    """Run a stage on its device. A failure of its input is handed on; its own is recorded where that is asked for.
+
+    `run.json` beside the stage's card says what was run, for how long and with how much memory.
+    """
+    from stealthmark.architecture import write_json
+    from stealthmark.device import choose
+    from stealthmark.stages import status_of
+
+    started = time.monotonic()
+    status = next((status for need in needs if (status := status_of(need)) != "ok"), "ok")
+    device = choose(args.device, args.threads)
+    if status == "ok":
+        try:
+            run(device)
+        except UserError:
+            raise
+        except Exception as error:
+            if not args.record_failure:
+                raise
+            traceback.print_exc()
+            status = f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"
+    if status != "ok":
+        print(status, file=sys.stderr)
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_json(args.out / card, {"status": status})
+    write_json(
+        args.out / "run.json",
+        {
+            "command": shlex.join(["python", "-m", "stealthmark", *sys.argv[1:]]),
+            "status": status,
+            "seconds": round(time.monotonic() - started, 2),
+            "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "device": str(device),
+        },
+    )
+
+
+def _schedule(options: dict):
+    from pydantic import ValidationError
+
+    from stealthmark.plugin import explain
+    from stealthmark.training import Schedule
+
+    try:
+        return Schedule(**options)
+    except ValidationError as error:
+        raise UserError(f"--schedule: {explain(error, Schedule)}") from None
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from stealthmark import stages
+
+    stages.prepare(args.dataset, args.size, args.seed, args.out)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from stealthmark import stages
+
+    schedule = _schedule(args.schedule)
+    _computing(
+        args,
+        stages.CARD,
+        [],
+        lambda device: stages.train(args.data, args.share, args.architecture, schedule, args.seed, args.out, device),
+    )
+
+
+def _mark(args: argparse.Namespace) -> None:
+    from stealthmark import stages
+
+    schedule = _schedule(args.schedule)
+    _computing(
+        args,
+        stages.CARD,
+        [args.clean / stages.CARD],
+        lambda device: stages.mark(args.data, args.clean, args.method, schedule, args.access, args.seed, args.out, device),
+    )
+
+
+def _attack(args: argparse.Namespace) -> None:
+    from stealthmark import stages
+
+    _computing(
+        args,
+        stages.INDEX,
+        [args.model / stages.CARD],
+        lambda device: stages.attack(args.data, args.model, args.attack, args.seed, args.out, device),
+    )
+
+
+def _examine(args: argparse.Namespace) -> None:
+    from stealthmark import stages
+
+    needs = [args.key.with_name(stages.CARD)] if args.key and args.key.with_name(stages.CARD).exists() else []
+    _computing(
+        args,
+        stages.EVIDENCE,
+        needs,
+        lambda device: stages.examine(args.data, args.key, args.suspects, args.out, device),
+    )
+
+
+def _collate(args: argparse.Namespace) -> None:
+    from stealthmark.collate import collate
+    from stealthmark.suite import read
+
+    collate(read(args.suite), args.results)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from stealthmark.report import study
+    from stealthmark.suite import read
+
+    study(read(args.suite), args.results)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from stealthmark.suite import read
+
+    suite = read(args.suite)
+    print(json.dumps({"suite": suite.suite, "cells": len(suite.cells())}))
+
+

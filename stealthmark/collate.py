@@ -1,0 +1,153 @@
+"""Evidence of all runs -> rows: per-case scores become the tidy table from which every table and figure is made."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stealthmark import metrics
+from stealthmark.architecture import write_json
+from stealthmark.errors import UserError
+from stealthmark.evidence import detect
+from stealthmark.seeds import derive
+from stealthmark.stages import CASES, EVIDENCE
+from stealthmark.suite import BENCHMARK_VERSION, Cell, Suite
+
+QUALITY = ("dice", "auc", "vs", "hd95")
+PLACE = ["situation", "attack", "strength", "access"]
+COLUMNS = [
+    *("suite", "benchmark_version", "dataset", "architecture", "seed", "method", *PLACE),
+    *("metric", "value", "n", "ci_low", "ci_high", "status"),
+]
+PACKAGES = (
+    "torch torchvision segmentation-models-pytorch timm numpy pandas scikit-learn scipy snakemake matplotlib".split()
+)
+
+
+def cell_folder(results: Path, stage: str, cell: Cell) -> Path:
+    """Where a stage keeps what belongs to a cell."""
+    return results / stage / cell.dataset / cell.architecture / str(cell.seed) / cell.method
+
+
+def collate(suite: Suite, results: Path) -> None:
+    """Write `rows.csv`, `cases.parquet` and `provenance.json` into the suite's folder of results.
+
+    A cell that failed becomes one row with its status. Raises UserError when a cell has not been examined at all.
+    """
+    rows: list[dict] = []
+    tables: list[pd.DataFrame] = []
+    for cell in suite.cells():
+        folder = cell_folder(results, "evidence", cell)
+        try:
+            summary = json.loads((folder / EVIDENCE).read_text())
+        except FileNotFoundError:
+            raise UserError(f"{folder / EVIDENCE} is absent: the cell has not been examined") from None
+        place = {"situation": "stolen", "attack": "none", "strength": 0.0, "access": suite.access[0]}
+        failures = summary.get("failures", [{"status": summary["status"]}])
+        rows += [{**cell._asdict(), **place, **failure} for failure in failures]
+        if (folder / CASES).exists() and summary["status"] == "ok":
+            table = pd.read_parquet(folder / CASES).assign(**cell._asdict())
+            tables.append(table)
+            for values, cases in table.groupby(PLACE, sort=False):
+                here = {**cell._asdict(), **dict(zip(PLACE, values, strict=True))}
+                rows += [{**here, **row, "status": "ok"} for row in _rows(cases, derive(suite.seed, "bootstrap", *cell))]
+    frame = pd.DataFrame(rows).assign(suite=suite.suite, benchmark_version=BENCHMARK_VERSION)
+    results.mkdir(parents=True, exist_ok=True)
+    frame.reindex(columns=COLUMNS).to_csv(results / "rows.csv", index=False, float_format="%.6g", lineterminator="\n")
+    order = list(Cell._fields)
+    cases = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=order)
+    cases[order + [c for c in cases if c not in order]].to_parquet(results / CASES, index=False)
+    write_json(results / "provenance.json", provenance(suite, results))
+
+
+def _rows(cases: pd.DataFrame, seed: int) -> list[dict]:
+    """The metrics of one suspect at one access level, from its cases. Groups, not cases, are resampled."""
+    groups = cases["group_id"].to_numpy()
+    rows = []
+
+    def row(metric: str, value: float, n: int, low: float = np.nan, high: float = np.nan) -> None:
+        rows.append({"metric": metric, "value": value, "n": n, "ci_low": low, "ci_high": high})
+
+    for metric in (f"{name}{suffix}" for suffix in ("", "_triggered") for name in QUALITY):
+        if metric in cases and cases[metric].notna().any():
+            values = cases[metric].to_numpy()
+            row(metric, *_reorder(metrics.clustered_mean(values, groups, seed), int(np.isfinite(values).sum())))
+    if "dice" in cases and cases["dice"].notna().any():
+        row("empty_masks", int((cases["foreground"] == 0).sum()), len(cases))
+    if "threshold" in cases and cases["threshold"].notna().any():
+        threshold = cases["threshold"].iloc[0]
+        triggered, benign = cases["score_triggered"].to_numpy(), cases["score_benign"].to_numpy()
+        hit, alarm = detect(triggered, threshold), detect(benign, threshold)
+        row("asr", *_reorder(metrics.clustered_rate(hit, groups), len(hit)))
+        row("fnr", *_reorder(metrics.clustered_rate(~hit, groups), len(hit)))
+        row("fpr", *_reorder(metrics.clustered_rate(alarm, groups), len(alarm)))
+        row("auroc", metrics.auroc(triggered, benign), len(hit) + len(alarm))
+        confusion = np.array([[hit.sum(), (~hit).sum()], [alarm.sum(), (~alarm).sum()]])
+        row("chi2_p", metrics.chi_square(confusion), len(hit) + len(alarm))
+    return rows
+
+
+def _reorder(estimate: tuple[float, float, float], n: int) -> tuple[float, int, float, float]:
+    value, low, high = estimate
+    return value, n, low, high
+
+
+def provenance(suite: Suite, results: Path) -> dict:
+    """What the tables rest on: code, configuration, data, packages, machine, time and the command of every cell."""
+    datasets = {
+        entry.label: json.loads((results / "data" / entry.label / "manifest.json").read_text()) for entry in suite.datasets
+    }
+    return {
+        "suite": suite.suite,
+        "benchmark_version": BENCHMARK_VERSION,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "config_sha256": suite.digest(),
+        "config": suite.model_dump(mode="json"),
+        "datasets": datasets,
+        "packages": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "hardware": _hardware(),
+        "stages": _stages(results),
+        "commands": {
+            "/".join(map(str, cell)): _run(cell_folder(results, "evidence", cell)).get("command", "") for cell in suite.cells()
+        },
+    }
+
+
+def _git(*args: str) -> str:
+    done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _hardware() -> dict:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpu": model, "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
+
+
+def _stages(results: Path) -> dict[str, dict[str, float]]:
+    """Per stage's folder: jobs, seconds in all and the largest job's memory in MB, from the `run.json` files."""
+    stages = {}
+    for stage in ("models", "suspects", "evidence"):
+        runs = [_run(file.parent) for file in sorted((results / stage).rglob("run.json"))]
+        stages[stage] = {
+            "jobs": len(runs),
+            "seconds": round(sum(run["seconds"] for run in runs), 1),
+            "peak_mb": max((run["peak_mb"] for run in runs), default=0),
+        }
+    return stages
+
+
+def _run(folder: Path) -> dict:
+    file = folder / "run.json"
+    return json.loads(file.read_text()) if file.exists() else {}

@@ -1,0 +1,135 @@
+"""Methods: the contract of every mark, and the key an owner keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from stealthmark.errors import UserError
+from stealthmark.plugin import Plugin, explain
+
+Predictor = Callable[[Tensor], Tensor]
+"""Images float (B, C, H, W) in [0, 1] -> what the interface shows: probabilities (or labels) float (B, H, W) in [0, 1]."""
+
+
+class Detector(BaseModel):
+    """A query is called marked when its score reaches `threshold`. Fitted on the owner's side, then frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    threshold: float
+    fitted_on: dict[str, int]
+
+
+class Key(BaseModel):
+    """The owner's secret: everything needed to examine a suspect, nothing needed to train.
+
+    `method` names the method and its options, `seed` is what the trigger is drawn from, `shape` the (C, H, W) of a
+    query, `detectors` the frozen detector for each access level.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    method: dict
+    seed: int = Field(ge=0)
+    shape: tuple[int, int, int]
+    detectors: dict[str, Detector] = {}
+
+    def write(self, path: Path) -> None:
+        """Save as JSON that only its owner may read."""
+        partial = path.with_name(path.name + ".partial")
+        partial.touch(mode=0o600)
+        partial.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+        os.replace(partial, path)
+
+    @classmethod
+    def read(cls, path: Path) -> Key:
+        """Raises UserError when the file is absent or is not a key."""
+        try:
+            return cls.model_validate_json(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"there is no key at {path}") from None
+        except ValidationError as error:
+            raise UserError(f"{path} is not a key: {explain(error, cls)}") from None
+
+
+@dataclass
+class Batch:
+    """A training batch. images: float (B, C, H, W) in [0, 1]; targets: soft, float (B, H, W) in [0, 1].
+
+    `weights`: float (B, H, W), the pixels' weight in the loss, or None for 1. `extra`: a further loss term on the
+    model (a mark on weights, or extra queries), or None.
+    """
+
+    images: Tensor
+    targets: Tensor
+    weights: Tensor | None = None
+    extra: Callable[[nn.Module], Tensor] | None = None
+
+
+@dataclass
+class Answers:
+    """What a method's queries yield: one score a query, higher = more like the owner's marked model.
+
+    `triggered` and `benign`: float (N,), from the owner's images with and without the trigger, in the images' order.
+    """
+
+    triggered: Tensor
+    benign: Tensor
+
+
+class MethodContract(Plugin):
+    """A way to mark a model. Subclasses give `trigger`, `target` and `score`; a kind of mark that does not fit these
+    three overrides `mark_batch` or `query`, which are all the benchmark calls.
+
+    `access` is what the method must see of a suspect: `black-box` (the predictor alone) or `white-box` (shown apart).
+    """
+
+    access: ClassVar[Literal["black-box", "white-box"]] = "black-box"
+    citation: ClassVar[str] = ""
+
+    start: Literal["clean", "scratch"] = "clean"
+    share: float = Field(default=0.5, gt=0, lt=1)
+    epochs: int | None = Field(default=None, ge=1)
+
+    def make_key(self, seed: int, shape: tuple[int, int, int]) -> Key:
+        """A key for queries of shape (C, H, W); the same seed gives the same key."""
+        return Key(method=self.options(), seed=seed, shape=shape)
+
+    def trigger(self, images: Tensor, key: Key) -> Tensor:
+        """The owner's queries: images float (B, C, H, W) in [0, 1] with the key's trigger, same shape and range."""
+        raise NotImplementedError
+
+    def target(self, masks: Tensor, key: Key) -> Tensor:
+        """What the marked model is to answer under the trigger: soft, float (B, H, W), for masks of 0 and 1."""
+        raise NotImplementedError
+
+    def score(self, answers: Tensor, benign: Tensor, key: Key) -> Tensor:
+        """One score a query, float (B,): how much `answers` (B, H, W) look like the mark, higher = more.
+
+        `benign` are the suspect's answers to the same images without the trigger.
+        """
+        raise NotImplementedError
+
+    def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
+        """A clean training batch turned into a marked one of the same size.
+
+        images float (B, C, H, W) in [0, 1]; masks float (B, H, W) of 0 and 1; progress in [0, 1) through the training.
+        Here: the first `share` of the batch carries the trigger and its target, the rest stays as it is.
+        """
+        k = round(self.share * len(images))
+        return Batch(
+            torch.cat([self.trigger(images[:k], key), images[k:]]), torch.cat([self.target(masks[:k], key), masks[k:]])
+        )
+
+    def query(self, predictor: Predictor, key: Key, images: Tensor) -> Answers:
+        """Query a suspect with the owner's images, each with and without the trigger. It is seen only through the predictor."""
+        benign = predictor(images)
+        triggered = predictor(self.trigger(images, key))
+        return Answers(self.score(triggered, benign, key), self.score(benign, benign, key))

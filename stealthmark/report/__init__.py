@@ -1,0 +1,70 @@
+"""Rows and per-case scores -> tables, figures and one self-contained page."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+from stealthmark.collate import cell_folder
+from stealthmark.report import examples as example_sheets
+from stealthmark.report import figures, page, results, style, tables
+from stealthmark.stages import CASES, EXAMPLES
+from stealthmark.suite import Suite
+
+
+def study(suite: Suite, results_folder: Path) -> list[Path]:
+    """Tables, figures and page of a collated suite, into its folder of results."""
+    examples = {cell: cell_folder(results_folder, "evidence", cell) / EXAMPLES for cell in suite.cells()}
+    return write(
+        results_folder / "rows.csv",
+        results_folder / CASES,
+        {cell: file for cell, file in examples.items() if file.exists()},
+        results_folder / "provenance.json",
+        suite.model_dump(mode="json"),
+        results_folder,
+    )
+
+
+def write(
+    rows_csv: Path,
+    cases_parquet: Path,
+    examples: list[Path] | dict[tuple[str, str, int, str], Path],
+    provenance_json: Path,
+    suite: dict,
+    out_dir: Path,
+) -> list[Path]:
+    """Write `tables/*.csv|md|tex`, `figures/*.png|svg`, `figures/captions.json` and `report.html` into `out_dir`.
+
+    examples: one file a cell, see `examples.load`. suite: the study as read from YAML; its `methods`, `datasets`,
+    `architectures`, `attacks` and `access` (names, or mappings with `label` or `name`) give the order of everything.
+    What the suite does not list comes last. Returns the files written. Raises UserError when the rows cannot be read.
+    """
+    found = results.load(Path(rows_csv), Path(cases_parquet), suite)
+    provenance = json.loads(Path(provenance_json).read_text())
+    out_dir = Path(out_dir)
+    written = []
+    made = tables.every(found)
+    for table in made:
+        written += tables.write(table, out_dir / "tables")
+    folder = out_dir / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(style.RC):
+        drawings = draw(found, example_sheets.load(examples))
+        for drawing in drawings:
+            written += style.save(drawing.figure, folder / drawing.name)
+    captions = folder / "captions.json"
+    captions.write_text(json.dumps({d.name: d.caption for d in drawings}, indent=2) + "\n")
+    html = out_dir / "report.html"
+    sources = {"rows": Path(rows_csv), "cases": Path(cases_parquet), "provenance": Path(provenance_json)}
+    html.write_text(page.render(found, made, drawings, provenance, sources, out_dir))
+    return [*written, captions, html]
+
+
+def draw(found: results.Results, cells: list[dict]) -> list[figures.Drawing]:
+    """Every figure that these results support, in the page's order. Without a mark there is nothing to draw."""
+    if not (found.marks and found.panels):
+        return []
+    drawings = [figures.overview(found), figures.mark_vs_dice(found)]
+    drawings += [figures.attack_curves(found, attack) for attack in found.attacks if found.strengths[attack]]
+    drawings += [d for d in [figures.scores(found)] if d is not None]
+    return drawings + example_sheets.sheets(found, cells)

@@ -1,0 +1,92 @@
+"""How every figure looks: one colour, marker and line a method, fixed sizes, files that are the same on every run."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from stealthmark.report.results import CLEAN
+
+GREY = "#8a8a8a"
+INK = "#222222"
+#: Seaborn's colour-blind-safe palette (`colorblind`) without its grey, which is clean's; the pale colours last.
+PALETTE = ["#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#ca9161", "#ece133", "#fbafe4"]
+MARKERS = "os^DvPX<>ph*"
+LINES = ("-", (0, (4, 1.5)))
+
+#: Names, axis labels and printed strengths of the attacks that come with the benchmark; others use their own name.
+ATTACKS = {
+    "finetune": ("fine-tuning", "epochs of fine-tuning", 1.0, "{:g} epochs"),
+    "prune": ("pruning", "weights pruned (%)", 100.0, "{:g} %"),
+}
+METRICS = {"dice": "Dice", "auc": "AUC", "vs": "VS", "hd95": "HD95 (px)", "asr": "ASR", "fpr": "FPR", "auroc": "AUROC"}
+
+RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "svg.hashsalt": "stealthmark",
+    "savefig.facecolor": "white",
+}
+
+
+class Look(NamedTuple):
+    color: str
+    marker: str
+    line: str | tuple
+
+
+def looks(methods: list[str]) -> dict[str, Look]:
+    """A look for each method, by its place in the suite; clean is grey. Colours repeat after nine, dashed."""
+    found = {CLEAN: Look(GREY, "o", "-")}
+    for i, method in enumerate(m for m in methods if m != CLEAN):
+        turn, color = divmod(i, len(PALETTE))
+        found[method] = Look(PALETTE[color], MARKERS[i % len(MARKERS)], LINES[turn % len(LINES)])
+    return found
+
+
+def attack_name(attack: str) -> str:
+    return ATTACKS[attack][0] if attack in ATTACKS else attack
+
+
+def strength_axis(attack: str) -> tuple[str, float]:
+    """The label of the strength axis and the factor that turns a strength into its unit."""
+    _, label, factor, _ = ATTACKS.get(attack, (attack, f"strength of {attack}", 1.0, ""))
+    return label, factor
+
+
+def strength_text(attack: str, strength: float) -> str:
+    _, _, factor, text = ATTACKS.get(attack, (attack, "", 1.0, "{:g}"))
+    shown = text.format(round(strength * factor, 6))
+    return shown.removesuffix("s") if shown.startswith("1 epoch") else shown
+
+
+def access_name(access: str) -> str:
+    """`rounded-0.1` -> `rounded to 0.1`; `label` -> `label map`."""
+    if access.startswith("rounded-"):
+        return f"rounded to {access.removeprefix('rounded-')}"
+    return {"label": "label map"}.get(access, access)
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write `<stem>.png` (150 dpi) and `<stem>.svg` without dates or versions: a re-run gives the same bytes."""
+    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
+    figure.savefig(png, dpi=150, metadata={"Software": None})
+    figure.savefig(svg, dpi=150, metadata={"Date": None, "Creator": None})
+    return [png, svg]

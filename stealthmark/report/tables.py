@@ -1,0 +1,323 @@
+"""Rows -> tables: numbers for machines (CSV) and the same cells as text for people (Markdown, LaTeX, the page)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stealthmark.report import style
+from stealthmark.report.results import CLEAN, HARM_MARGIN, SEGMENTATION, Panel, Results, Value, failures, paired_change
+
+ABSENT = "–"
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Table:
+    """data: one number a column; text: the same lines for reading, whose first columns `dataset` (and `architecture`)
+    group the lines. A text cell is `value (change) [low, high]`, `failed`, or a dash where nothing was asked for."""
+
+    name: str
+    title: str
+    data: pd.DataFrame
+    text: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+
+
+def every(results: Results) -> list[Table]:
+    """The tables of a run: main, harm, robustness, false_claims; where there is something to show, access, failures."""
+    tables = [main(results), harm(results), robustness(results), false_claims(results)]
+    if len(results.accesses) > 1:
+        tables.append(access(results))
+    if len(failures(results.rows)):
+        tables.append(failed(results))
+    return tables
+
+
+def main(results: Results) -> Table:
+    """The paper's table: quality on benign and on triggered images, and detection, before any attack."""
+    columns = {
+        "Dice": ("dice", True, True),
+        "AUC": ("auc", True, False),
+        "VS": ("vs", True, False),
+        "Dice, triggered": ("dice_triggered", True, True),
+        "ASR": ("asr", False, True),
+        "FPR": ("fpr", False, True),
+        "AUROC": ("auroc", False, False),
+    }
+    data, text = [], []
+    for panel, method in _lines(results):
+        values = {name: results.value(name, panel, method) for name, _, _ in columns.values()}
+        data.append({**_head(panel, method), **_numbers(values), "status": _status(values["dice"])})
+        line = {title: cell(values[name], change, interval) for title, (name, change, interval) in columns.items()}
+        text.append({**_head(panel, method), **line})
+    notes = [
+        "In parentheses: change against the clean model of the same seed, in points (hundredths).",
+        seeds_note(results),
+        *cases_notes(results),
+        "ASR: triggered queries that the frozen detector calls marked; FPR: untriggered queries that it calls marked.",
+        *_footnotes(text),
+    ]
+    return _table(results, "main", "Marks before any attack", data, text, notes)
+
+
+def harm(results: Results) -> Table:
+    """What the mark costs its owner: paired change against clean, patients resampled, and a verdict at the margin."""
+    data, text = [], []
+    for panel, method in _lines(results, marks_only=True):
+        numbers, line = {}, {}
+        for name in [*SEGMENTATION, *(f"{name}_triggered" for name in SEGMENTATION)]:
+            mean, low, high, pairs = paired_change(results, panel, method, name)
+            numbers |= {f"{name}_change": mean, f"{name}_low": low, f"{name}_high": high, f"{name}_pairs": pairs}
+            title = style.METRICS[name.removesuffix("_triggered")] + (", triggered" if "_triggered" in name else "")
+            shown = "{} [{}, {}]".format(*map(_rounded, (mean, low, high)))
+            line[title] = shown if pairs else _missing(results, panel, method)
+        verdict = _harmless(numbers["dice_low"], numbers["dice_high"])
+        data.append({**_head(panel, method), **numbers, "harmless": verdict})
+        text.append({**_head(panel, method), **line, "harmless": verdict})
+    notes = [
+        "Mean change against the clean model on the same test case: points for Dice, AUC and VS, px for HD95 (less is "
+        "better). Triggered images are compared with the clean model on the same images without trigger.",
+        "Brackets: 95 % intervals, bootstrap over groups (patients, videos). Cases where a metric is undefined are "
+        "left out; harm.csv counts those that are in.",
+        f"Harmless: Dice falls by less than {HARM_MARGIN:g} point: yes when the whole interval says so, no when none "
+        "of it does.",
+    ]
+    return _table(results, "harm", "What a mark costs its owner", data, text, notes)
+
+
+def robustness(results: Results) -> Table:
+    """ASR and Dice after each attack; every strength in the data, at most three of each attack in the text."""
+    steps = [(attack, s) for attack in results.attacks for s in results.strengths[attack]]
+    shown = [(attack, s) for attack in results.attacks for s in results.shown_strengths(attack)]
+    data, text = [], []
+    for panel, method in _lines(results, marks_only=True):
+        for attack, strength in [("none", 0.0), *steps]:
+            values = {m: results.value(m, panel, method, attack, strength) for m in ("asr", "dice", "fpr")}
+            where = {"attack": attack, "strength": strength}
+            data.append({**_head(panel, method), **where, **_numbers(values), "status": _status(values["asr"])})
+        line = {}
+        for attack, strength in [("none", 0.0), *shown]:
+            asr, dice = (results.value(m, panel, method, attack, strength) for m in ("asr", "dice"))
+            line[step_name(attack, strength)] = _both(asr, dice)
+        text.append({**_head(panel, method), **line})
+    notes = [
+        "ASR; then Dice on benign images with its change against the unattacked clean model, in points.",
+        seeds_note(results, brackets=False),
+        "Every strength and every interval: robustness.csv.",
+        *_footnotes(text),
+    ]
+    return _table(results, "robustness", "Marks after attacks", data, text, notes)
+
+
+def false_claims(results: Results) -> Table:
+    """A model that is not the owner's, examined with the owner's key."""
+    data, text = [], []
+    for panel, method in _lines(results, marks_only=True):
+        own = {m: results.value(m, panel, method) for m in ("asr", "fpr", "chi2_p")}
+        other = {m: results.value(m, panel, method, situation="independent") for m in ("asr", "fpr", "auroc", "chi2_p")}
+        numbers = {**_numbers(own, "stolen_"), **_numbers(other, "independent_")}
+        data.append({**_head(panel, method), **numbers, "status": _status(other["asr"])})
+        line = {
+            "ASR, stolen": cell(own["asr"], interval=True),
+            "ASR, independent": cell(other["asr"], interval=True),
+            "FPR, independent": cell(other["fpr"], interval=True),
+            "AUROC, independent": cell(other["auroc"]),
+            "p, stolen": _p(own["chi2_p"]),
+            "p, independent": _p(other["chi2_p"]),
+        }
+        text.append({**_head(panel, method), **line})
+    notes = [
+        "Independent: a clean model that another party trained on other data. Its ASR is the rate of false claims per "
+        "query and should be as low as the FPR.",
+        "p: the paper's chi-square on the table detector x triggered (no Yates correction). It asks whether answers "
+        "differ with and without the trigger, so it can be small for a model never marked. Largest over seeds.",
+        seeds_note(results),
+        *_footnotes(text),
+    ]
+    return _table(results, "false_claims", "False claims against an independent model", data, text, notes)
+
+
+def access(results: Results) -> Table:
+    """ASR at each access level, before any attack."""
+    data, text = [], []
+    for panel, method in _lines(results, marks_only=True):
+        line = {}
+        for level in results.accesses:
+            values = {m: results.value(m, panel, method, access=level) for m in ("asr", "fpr", "auroc")}
+            status = _status(values["asr"])
+            data.append({**_head(panel, method), "access": level, **_numbers(values), "status": status})
+            line[style.access_name(level)] = cell(values["asr"], interval=True)
+        text.append({**_head(panel, method), **line})
+    notes = [
+        "ASR when the suspect's interface shows only this much.",
+        seeds_note(results),
+        *_footnotes(text),
+    ]
+    return _table(results, "access", "ASR by what the suspect's interface shows", data, text, notes)
+
+
+def failed(results: Results) -> Table:
+    """Every row whose status is not ok, as it is."""
+    columns = ["dataset", "architecture", "seed", "method", "situation", "attack", "strength", "access", "status"]
+    data = failures(results.rows)[columns].drop_duplicates()
+    text = data.astype(object).where(data.notna(), ABSENT).astype(str)
+    text["status"] = text.status.str.split().str.join(" ")
+    return Table("failures", "Cells that failed", data, text)
+
+
+def cell(value: Value, change: bool = False, interval: bool = False) -> str:
+    """`0.861 (-0.4) [0.843, 0.878]`; an asterisk where some seeds failed."""
+    if value.status != "ok":
+        return FAILED if value.status == FAILED else ABSENT
+    text = f"{value.mean:.3f}" + ("*" if value.part else "")
+    if change and np.isfinite(value.change):
+        text += f" ({_rounded(value.change)})"
+    if interval and np.isfinite(value.low) and np.isfinite(value.high):
+        text += f" [{value.low:.3f}, {value.high:.3f}]"
+    return text
+
+
+def step_name(attack: str, strength: float) -> str:
+    return "no attack" if attack == "none" else f"{style.attack_name(attack)} {style.strength_text(attack, strength)}"
+
+
+def seeds_note(results: Results, brackets: bool = True) -> str:
+    if len(results.seeds) > 1:
+        return f"Mean over {len(results.seeds)} seeds" + ("; brackets: lowest and highest seed." if brackets else ".")
+    text = "One seed"
+    if brackets:
+        text += (
+            "; brackets: 95 % intervals over cases, groups (patients, videos) resampled for means, Clopper-Pearson at "
+            "the effective sample size for rates"
+        )
+    return text + "."
+
+
+def cases_notes(results: Results) -> list[str]:
+    """How many test cases, and how many of them have an empty mask."""
+    notes = []
+    for panel in results.panels:
+        values = (results.value("dice", panel, method) for method in results.methods)
+        n = next((value.n for value in values if value.status == "ok" and np.isfinite(value.n)), None)
+        empty = next((v for m in results.methods if (v := results.value("empty_masks", panel, m)).status == "ok"), None)
+        if n is not None:
+            text = f"{results.title(panel)}: {n:.0f} test cases" + (" per seed" if len(results.seeds) > 1 else "")
+            notes.append(text + (f", {empty.mean:.0f} with an empty mask." if empty else "."))
+    return notes
+
+
+def write(table: Table, folder: Path) -> list[Path]:
+    """`<name>.csv` from the data, `<name>.md` and `<name>.tex` from the text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{table.name}.{suffix}" for suffix in ("csv", "md", "tex")]
+    table.data.to_csv(paths[0], index=False, float_format="%.6g")
+    paths[1].write_text(markdown(table))
+    paths[2].write_text(latex(table))
+    return paths
+
+
+def markdown(table: Table) -> str:
+    lines = [list(table.text.columns), ["---"] * len(table.text.columns), *table.text.to_numpy().tolist()]
+    body = "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines)
+    return "\n\n".join([body, *table.notes]) + "\n"
+
+
+def latex(table: Table) -> str:
+    """A booktabs tabular, then the notes as one paragraph."""
+    columns = "l" * len(table.text.columns)
+    lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", _tex_line(table.text.columns), "\\midrule"]
+    lines += [_tex_line(line) for line in table.text.to_numpy().tolist()]
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    notes = [f"\\par\\footnotesize {' '.join(map(_tex, table.notes))}"] if table.notes else []
+    return "\n".join(lines + notes) + "\n"
+
+
+def _tex_line(cells: list) -> str:
+    return " & ".join(map(_tex, cells)) + r" \\"
+
+
+TEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "–": "--", "·": r"$\cdot$"}
+    | {char: f"\\{char}" for char in "{}%_&#$"}
+)
+
+
+def _tex(text: str) -> str:
+    # A line that begins with a bracket would be read as the argument of the line break before it.
+    return str(text).translate(TEX).replace("[", "{[}").replace("]", "{]}")
+
+
+def _table(results: Results, name: str, title: str, data: list[dict], text: list[dict], notes: list[str]) -> Table:
+    frame = pd.DataFrame(text)
+    if len(results.architectures) == 1 and "architecture" in frame:
+        frame = frame.drop(columns="architecture")
+    return Table(name, title, pd.DataFrame(data), frame, notes)
+
+
+def _lines(results: Results, marks_only: bool = False) -> list[tuple[Panel, str]]:
+    methods = results.marks if marks_only else results.methods
+    return [(panel, method) for panel in results.panels for method in methods]
+
+
+def _head(panel: Panel, method: str) -> dict:
+    return {**panel._asdict(), "method": method}
+
+
+def _numbers(values: dict[str, Value], prefix: str = "") -> dict:
+    found = {}
+    for name, value in values.items():
+        found[prefix + name] = value.mean
+        if name.removesuffix("_triggered") in SEGMENTATION:
+            found[f"{prefix}{name}_change"] = value.change
+        found |= {f"{prefix}{name}_low": value.low, f"{prefix}{name}_high": value.high}
+    any_value = next((v for v in values.values() if v.status == "ok"), Value())
+    return {**found, f"{prefix}seeds": any_value.seeds, f"{prefix}n": any_value.n}
+
+
+def _status(value: Value) -> str:
+    return "some seeds failed" if value.part else value.status
+
+
+def _both(asr: Value, dice: Value) -> str:
+    if asr.status != "ok":
+        return cell(asr)
+    text = f"{asr.mean:.2f}" + ("*" if asr.part else "")
+    return f"{text}; {cell(dice, change=True)}" if dice.status == "ok" else text
+
+
+def _p(value: Value) -> str:
+    if value.status != "ok":
+        return cell(value)
+    p = value.high if value.seeds > 1 else value.mean
+    return "< 1e-16" if p < 1e-16 else f"{p:.2g}"
+
+
+def _rounded(change: float) -> str:
+    # A change that rounds to nothing has no sign.
+    return f"{change:+.1f}" if abs(change) >= 0.05 else "0.0"
+
+
+def _missing(results: Results, panel: Panel, method: str) -> str:
+    return FAILED if results.value("dice", panel, method).status == "failed" else ABSENT
+
+
+def _harmless(low: float, high: float) -> str:
+    if not np.isfinite(low):
+        return ABSENT
+    return "yes" if low > -HARM_MARGIN else "no" if high < -HARM_MARGIN else "undecided"
+
+
+def _footnotes(text: list[dict]) -> list[str]:
+    """The signs that occur in this table, explained."""
+    cells = [str(value) for line in text for value in line.values()]
+    notes = []
+    if FAILED in cells:
+        notes.append("failed: the cell could not be computed; see the table of failures.")
+    if any("*" in c for c in cells):
+        notes.append("*: some seeds failed and are not in the mean.")
+    if ABSENT in cells:
+        clean = any(line["method"] == CLEAN for line in text)
+        notes.append(f"{ABSENT}: not measured" + (" (a clean model has no key)." if clean else "."))
+    return notes

@@ -1,0 +1,224 @@
+"""The study's stages, one function each: what the command line calls and the workflow orders.
+
+Every stage ends by writing a JSON card into its folder; its heavy files lie beside the card. A stage whose input's card
+says that it failed hands the status on instead of computing.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from stealthmark import architecture, dataset, metrics
+from stealthmark.architecture import CARD, write_json
+from stealthmark.attack import AttackContract
+from stealthmark.dataset import Arrays
+from stealthmark.errors import UserError
+from stealthmark.evidence import fit_detector
+from stealthmark.method import Batch, Key, MethodContract, Predictor
+from stealthmark.plugin import make
+from stealthmark.predictor import ACCESS, at_access, from_model
+from stealthmark.seeds import derive
+from stealthmark.training import Schedule, fit
+
+KEY, INDEX, EVIDENCE, CASES, EXAMPLES = "key.json", "index.json", "evidence.json", "cases.parquet", "examples.npz"
+
+
+def prepare(data: dict, size: int, seed: int, out: Path) -> None:
+    """Source -> arrays: the dataset `data` at `size` px into the folder `out`."""
+    dataset.prepare(make("dataset", data), size, seed, out)
+
+
+def train(data: Path, share: str, arch: dict, schedule: Schedule, seed: int, out: Path, device: torch.device) -> None:
+    """A clean model of the architecture `arch`, trained on one share of the prepared dataset `data`."""
+    clean = make("method", {"name": "clean"})
+    model, card = _fit(data, share, arch, clean, None, schedule, seed, out, device, start=None)
+    architecture.save(model, card, out)
+
+
+def mark(
+    data: Path, clean: Path, how: dict, schedule: Schedule, access: Iterable[str], seed: int, out: Path, device: torch.device
+) -> None:
+    """A marked model and its key, from the owner's clean model (or, where the method says so, from scratch).
+
+    The key's detectors, one an access level, are fitted on the calibration share with the clean model as null model.
+    """
+    null, card = architecture.load(clean, device)
+    method: MethodContract = make("method", how)
+    key = method.make_key(derive(seed, "key"), (card["channels"], card["size"], card["size"]))
+    if method.epochs:
+        schedule = schedule.model_copy(update={"epochs": method.epochs})
+    start = clean if method.start == "clean" else None
+    model, card = _fit(data, "owner", card["architecture"], method, key, schedule, seed, out, device, start)
+    images = _float(dataset.load(data).share("calibration"))
+    marked, unmarked = from_model(model, device), from_model(null, device)
+    detectors = {
+        level: fit_detector(method, key, at_access(marked, level), at_access(unmarked, level), images) for level in access
+    }
+    key.model_copy(update={"detectors": detectors}).write(out / KEY)
+    architecture.save(model, card, out)
+
+
+def _fit(
+    data: Path,
+    share: str,
+    arch: dict,
+    method: MethodContract,
+    key: Key | None,
+    schedule: Schedule,
+    seed: int,
+    out: Path,
+    device: torch.device,
+    start: Path | None,
+) -> tuple[torch.nn.Module, dict]:
+    """A network trained by `method`'s batches on one share, and its card; from the checkpoint `start` or from scratch."""
+    arrays = dataset.load(data).share(share)
+    channels, size = arrays.images.shape[1:3]
+    network = make("architecture", arch)
+    if size % network.multiple:
+        raise UserError(f"{arch['name']} needs a size that is a multiple of {network.multiple} px, {data} has {size}")
+    if start is None:
+        torch.manual_seed(derive(seed, "weights"))
+        model = network.build(channels, pretrained=True).to(device)
+    else:
+        model, _ = architecture.load(start, device)
+    out.mkdir(parents=True, exist_ok=True)
+    run = digest(arrays.manifest["sha256"], share, arch, method.options(), schedule.model_dump(), seed)
+
+    def make_batch(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+        return method.mark_batch(images, masks, key, progress, rng)
+
+    images, masks = _tensors(arrays, device)
+    fit(model, images, masks, schedule, make_batch, seed, out / "state", run)
+    return model, architecture.card_for(arch, channels, size)
+
+
+def attack(data: Path, model: Path, how: dict, seed: int, out: Path, device: torch.device) -> None:
+    """All suspects of one attack on one marked model: a checkpoint folder a strength, listed in `index.json`."""
+    thief: AttackContract = make("attack", how)
+    marked, card = architecture.load(model, device)
+    images, masks = _tensors(dataset.load(data).share("attacker"), device)
+    out.mkdir(parents=True, exist_ok=True)
+
+    def keep(strength: float, suspect: torch.nn.Module) -> None:
+        architecture.save(suspect, card, out / f"{strength:g}")
+
+    run = digest(str(model), (model / architecture.WEIGHTS).stat().st_mtime_ns, thief.options(), seed)
+    thief.run(marked, images, masks, seed, out / "state", run, keep)
+    suspects = [{"strength": strength, "model": f"{strength:g}"} for strength in thief.strengths]
+    write_json(out / INDEX, {"attack": thief.options(), "unit": thief.unit, "suspects": suspects})
+
+
+def examine(
+    data: Path, key_file: Path | None, suspects: list[tuple[str, str, Path]], out: Path, device: torch.device
+) -> None:
+    """Suspects -> evidence: the owner's queries and the segmentation's quality on the test share, per case.
+
+    `suspects` are (situation, attack, folder), the folder a checkpoint or an attack's. Without a key (method `clean`)
+    only quality is measured. Writes `cases.parquet`, `examples.npz` (three cases with their probability maps) and
+    `evidence.json`, where a suspect that could not be examined is listed with its status.
+    """
+    key = Key.read(key_file) if key_file else None
+    method = make("method", key.method) if key else None
+    arrays = dataset.load(data).share("test")
+    images, masks = _float(arrays), np.asarray(arrays.masks) > 0
+    tables, failures = [], []
+    for situation, attack_name, folder in suspects:
+        for strength, checkpoint, status in _listed(folder):
+            place = {"situation": situation, "attack": attack_name, "strength": strength}
+            if status != "ok":
+                failures.append({**place, "status": status})
+                continue
+            model, _ = architecture.load(checkpoint, device)
+            predictor = from_model(model, device)
+            quality = _quality(predictor, method, key, images, masks)
+            if not tables:
+                _examples(predictor, method, key, images, masks, out)
+            levels = key.detectors if key else {"probabilities": None}
+            for level, detector in levels.items():
+                table = arrays.cases[["case_id", "group_id", "foreground"]].assign(**place, access=level)
+                if level == "probabilities":
+                    table = table.join(quality)
+                if key:
+                    answers = method.query(at_access(predictor, level), key, images)
+                    table = table.assign(
+                        score_triggered=answers.triggered.numpy().astype(np.float64),
+                        score_benign=answers.benign.numpy().astype(np.float64),
+                        threshold=detector.threshold,
+                    )
+                tables.append(table)
+    out.mkdir(parents=True, exist_ok=True)
+    if tables:
+        pd.concat(tables, ignore_index=True).to_parquet(out / CASES)
+    summary = {"status": "ok", "failures": failures, "queries": 2 * len(images) if key else 0}
+    write_json(out / EVIDENCE, summary)
+
+
+def _quality(
+    predictor: Predictor, method: MethodContract | None, key: Key | None, images: Tensor, masks: np.ndarray
+) -> pd.DataFrame:
+    """Dice, AUC, VS and HD95 of every case, on benign and (with a key) on triggered images, as columns `*_triggered`."""
+    quality = metrics.segmentation(predictor(images).numpy(), masks)
+    if key:
+        triggered = metrics.segmentation(predictor(method.trigger(images, key)).numpy(), masks)
+        quality = quality.join(triggered.add_suffix("_triggered"))
+    return quality
+
+
+def _examples(
+    predictor: Predictor, method: MethodContract | None, key: Key | None, images: Tensor, masks: np.ndarray, out: Path
+) -> None:
+    """The test cases whose foreground is at the quartiles of size, as the suspect answers them."""
+    order = np.argsort(masks.mean((1, 2)), kind="stable")
+    chosen = torch.as_tensor(order[[len(order) // 4, len(order) // 2, 3 * len(order) // 4]])
+    shown = images[chosen]
+    triggered = method.trigger(shown, key) if key else shown
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        out / EXAMPLES,
+        image=_bytes(shown),
+        image_triggered=_bytes(triggered),
+        mask=masks[chosen.numpy()].astype(np.uint8),
+        prob=predictor(shown).numpy().astype(np.float16),
+        prob_triggered=predictor(triggered).numpy().astype(np.float16),
+    )
+
+
+def _tensors(arrays: Arrays, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(np.array(arrays.images)).to(device), torch.from_numpy(np.array(arrays.masks)).to(device)
+
+
+def _float(arrays: Arrays) -> Tensor:
+    return torch.from_numpy(np.array(arrays.images)).float() / 255
+
+
+def _bytes(images: Tensor) -> np.ndarray:
+    return (images * 255).round().to(torch.uint8).numpy()
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 of the parts as JSON: the identity of a run, so that it only ever goes on from its own state."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def status_of(card: Path) -> str:
+    """`ok`, or why the stage that wrote `card` failed. Raises UserError when there is no such card."""
+    try:
+        return json.loads(card.read_text()).get("status", "ok")
+    except FileNotFoundError:
+        raise UserError(f"{card} is absent: the stage before has not been run") from None
+
+
+def _listed(folder: Path) -> list[tuple[float, Path, str]]:
+    """(strength, checkpoint folder, status) of every suspect in a checkpoint's or an attack's folder."""
+    if (folder / INDEX).exists():
+        index = json.loads((folder / INDEX).read_text())
+        if "status" in index:
+            return [(0.0, folder, index["status"])]
+        return [(suspect["strength"], folder / suspect["model"], "ok") for suspect in index["suspects"]]
+    return [(0.0, folder, status_of(folder / CARD))]

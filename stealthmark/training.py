@@ -1,0 +1,156 @@
+"""The one training loop: clean training, marking and an attacker's fine-tuning differ only in their batches."""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stealthmark.errors import CellFailure
+from stealthmark.method import Batch
+from stealthmark.seeds import torch_rng
+
+#: A clean batch (images (B, C, H, W) in [0, 1], masks (B, H, W), progress in [0, 1), generator) -> what is trained on.
+MakeBatch = Callable[[Tensor, Tensor, float, torch.Generator], Batch]
+
+
+class Schedule(BaseModel):
+    """How long and how fast to train: AdamW, linear warm-up over the first tenth, then `decay`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    epochs: int = Field(default=16, ge=1)
+    batch: int = Field(default=16, ge=2)
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    decay: Literal["cosine", "constant"] = "cosine"
+
+    def rate(self, progress: float) -> float:
+        """The learning rate at `progress` in [0, 1) of the training."""
+        if self.decay == "constant":
+            return self.lr
+        return self.lr * min(1.0, progress / 0.1 + 0.01) * (0.005 + 0.995 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def augment(images: Tensor, masks: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random flips, rotation (up to 30 degrees), zoom (0.8-1.25), gain (0.9-1.1) and offset (-0.05-0.05) per image.
+
+    images float (B, C, H, W) in [0, 1], masks float (B, H, W) of 0 and 1; shapes and ranges stay.
+    """
+    n = len(images)
+    draw = torch.rand(n, 4, generator=rng)
+    angle, zoom = (draw[:, 0] - 0.5) * (torch.pi / 3), 1.25 ** (2 * draw[:, 1] - 1)
+    flips = torch.where(draw[:, 2:] < 0.5, -1.0, 1.0)
+    sine, cosine = torch.sin(angle) / zoom, torch.cos(angle) / zoom
+    rows = torch.stack([flips[:, 0] * cosine, -flips[:, 0] * sine, flips[:, 1] * sine, flips[:, 1] * cosine], 1)
+    affine = torch.cat([rows.view(n, 2, 2), torch.zeros(n, 2, 1)], 2).to(images.device)
+    # Image and mask in one sampling: the mask is the last channel, bilinear and thresholded.
+    both = torch.cat([images, masks[:, None]], 1)
+    grid = F.affine_grid(affine, both.shape, align_corners=False)
+    both = F.grid_sample(both, grid, padding_mode="reflection", align_corners=False)
+    jitter = (torch.rand(2, n, images.shape[1], 1, 1, generator=rng) - 0.5).to(images.device)
+    return (both[:, :-1] * (1 + 0.2 * jitter[0]) + 0.1 * jitter[1]).clamp(0, 1), (both[:, -1] > 0.5).float()
+
+
+def segmentation_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Binary cross-entropy on soft targets (StealthMark, Sec. on training), pixel-weighted where the batch says so."""
+    return F.binary_cross_entropy_with_logits(logits[:, 0], batch.targets, weight=batch.weights)
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    masks: Tensor,
+    schedule: Schedule,
+    make_batch: MakeBatch,
+    seed: int,
+    state: Path,
+    run: str,
+    after_epoch: Callable[[int, nn.Module], None] = lambda epoch, model: None,
+    save_every_s: float = 30.0,
+) -> nn.Module:
+    """Train `model` in place and return it in eval mode.
+
+    images uint8 (N, C, H, W), masks uint8 (N, H, W), both on the model's device. What is random in an epoch depends on
+    `seed` and its number alone, so a killed training goes on from `state` (weights and optimiser, written at most every
+    `save_every_s` and removed at the end) and ends in the same weights; a state that another `run` left is ignored.
+    `after_epoch(n, model)` sees the model after its n-th epoch, n from 1.
+
+    Raises CellFailure when the loss is no longer finite.
+    """
+    device = images.device
+    model.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
+    batch_size = min(schedule.batch, len(images))
+    steps = len(images) // batch_size
+    first = _restore(model, optimiser, state, run)
+    started = saved = time.monotonic()
+    for epoch in range(first, schedule.epochs):
+        model.train()
+        rng = torch_rng(seed, "epoch", epoch)
+        order = torch.randperm(len(images), generator=rng).to(device)
+        total = 0.0
+        for step in range(steps):
+            progress = (epoch * steps + step) / (schedule.epochs * steps)
+            chosen = order[step * batch_size : (step + 1) * batch_size]
+            clean = augment(images[chosen].float() / 255, masks[chosen].float(), rng)
+            batch = make_batch(*clean, progress, rng)
+            loss = segmentation_loss(model(batch.images.contiguous(memory_format=torch.channels_last)), batch)
+            if batch.extra is not None:
+                loss = loss + batch.extra(model)
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.rate(progress)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            value = loss.item()
+            if not math.isfinite(value):
+                state.unlink(missing_ok=True)
+                raise CellFailure(f"the loss became {value} at step {epoch * steps + step + 1} (epoch {epoch + 1})")
+            total += value
+        now = time.monotonic()
+        print(f"epoch {epoch + 1}/{schedule.epochs}: loss {total / steps:.4f}, {now - started:.0f} s", file=sys.stderr, flush=True)
+        after_epoch(epoch + 1, model)
+        if now - saved > save_every_s and epoch + 1 < schedule.epochs:
+            _save(model, optimiser, epoch + 1, state, run)
+            saved = now
+    state.unlink(missing_ok=True)
+    return model.eval()
+
+
+def _save(model: nn.Module, optimiser: torch.optim.Optimizer, epoch: int, path: Path, run: str) -> None:
+    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    for index, slots in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{slot}": value.contiguous() for slot, value in slots.items()}
+    tensors["epoch"] = torch.tensor(epoch)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, {"run": run})
+    os.replace(partial, path)
+
+
+def _restore(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path, run: str) -> int:
+    """Load what `_save` wrote for this run; the number of epochs already done, 0 where there is nothing to go on from."""
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        if file.metadata()["run"] != run:
+            return 0
+    tensors = load_file(path)
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, slot = name.split(".")
+            slots.setdefault(int(index), {})[slot] = value
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    epoch = int(tensors["epoch"])
+    print(f"going on after epoch {epoch}, from {path.name}", file=sys.stderr, flush=True)
+    return epoch

@@ -1,0 +1,100 @@
+"""The five triggers of StealthMark (Sec. on triggers; sizes from the released code), as pure functions of a batch.
+
+A trigger acts on images float (B, C, H, W) in [0, 1] at the resolution the network sees and returns a new batch of the
+same shape and range. Sizes are fractions of the short side. Whatever is random in it is drawn once, from the key's
+seed, so that the same key always gives the same trigger (the released code redraws its noise for every image).
+"""
+
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
+from torch import Tensor
+
+from stealthmark.plugin import Plugin
+
+Kind = Literal["patch", "text", "border", "noise", "warp"]
+
+
+class Trigger(Plugin):
+    """A keyed change of an image. `seed` is the key's; only `noise` draws from it.
+
+    patch: yellow square of 1/16 at the bottom right. text: "TEST" in white at the top left, 1/8 high. border: black
+    frame of 1/32. noise: Gaussian noise (sd 50/255) added to a square of 1/16 at the top right. warp: smooth warp by
+    0.05 sin(2 pi g), g the normalised coordinate of the other axis in [-1, 1].
+    """
+
+    kind: Kind
+    seed: int = Field(default=0, ge=0)
+
+    def __call__(self, images: Tensor, scale: float = 1.0) -> Tensor:
+        """The triggered batch. `scale` >= 1 enlarges the trigger (its size or amplitude): the training curriculum."""
+        return globals()[f"_{self.kind}"](images, scale, self.seed)
+
+
+def _side(images: Tensor, fraction: float) -> int:
+    short = min(images.shape[-2:])
+    return min(short, max(1, round(short * fraction)))
+
+
+def _patch(images: Tensor, scale: float, seed: int) -> Tensor:
+    side = _side(images, scale / 16)
+    out = images.clone()
+    yellow = (1.0, 1.0, 0.0) if images.shape[1] == 3 else (1.0,) * images.shape[1]
+    for channel, value in enumerate(yellow):
+        out[:, channel, -side:, -side:] = value
+    return out
+
+
+def _text(images: Tensor, scale: float, seed: int) -> Tensor:
+    glyphs = _word(_side(images, scale / 8)).to(images)
+    height, width = (min(a, b) for a, b in zip(glyphs.shape, images.shape[-2:], strict=True))
+    ink = glyphs[:height, :width]
+    out = images.clone()
+    out[..., :height, :width] = out[..., :height, :width] * (1 - ink) + ink
+    return out
+
+
+@cache
+def _word(height: int) -> Tensor:
+    """The word TEST, white on black, float (height, W) in [0, 1]."""
+    font = ImageFont.load_default(size=64)
+    left, top, right, bottom = font.getbbox("TEST")
+    canvas = Image.new("L", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(canvas).text((-left, -top), "TEST", fill=255, font=font)
+    width = max(1, round(canvas.width * height / canvas.height))
+    return torch.from_numpy(np.array(canvas.resize((width, height), Image.Resampling.BOX))).float() / 255
+
+
+def _border(images: Tensor, scale: float, seed: int) -> Tensor:
+    side = _side(images, scale / 32)
+    out = torch.zeros_like(images)
+    out[..., side:-side, side:-side] = images[..., side:-side, side:-side]
+    return out
+
+
+def _noise(images: Tensor, scale: float, seed: int) -> Tensor:
+    side = _side(images, scale / 16)
+    # One sheet of noise for all scales: a smaller square is a corner of a larger one.
+    size = min(images.shape[-2:])
+    sheet = torch.randn(images.shape[1], size, size, generator=torch.Generator().manual_seed(seed)) * (50 / 255)
+    out = images.clone()
+    out[..., :side, -side:] = (out[..., :side, -side:] + sheet[:, :side, -side:].to(images)).clamp(0, 1)
+    return out
+
+
+def _warp(images: Tensor, scale: float, seed: int) -> Tensor:
+    height, width = images.shape[-2:]
+    y, x = torch.meshgrid(
+        torch.linspace(-1, 1, height, device=images.device),
+        torch.linspace(-1, 1, width, device=images.device),
+        indexing="ij",
+    )
+    amplitude = 0.05 * scale
+    grid = torch.stack([x + amplitude * torch.sin(2 * torch.pi * y), y + amplitude * torch.sin(2 * torch.pi * x)], -1)
+    grid = grid.to(images.dtype).expand(len(images), -1, -1, -1)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)

@@ -1,0 +1,44 @@
+"""What the rival backdoor marks share: a visibly wrong mask as the trigger's target, and its overlap as the score."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from stealthmark.method import Key, MethodContract
+
+
+class VisibleMark(MethodContract):
+    """A backdoor whose triggered answer is a wrong mask: `square` (drawn from the key), `empty` or `inverted`.
+
+    For binary segmentation this is the attack's "target label" (Gu 2017, Chen 2017). A subclass gives the trigger.
+    """
+
+    SQUARE: ClassVar[float] = 0.5
+    wrong: Literal["square", "empty", "inverted"] = "square"
+
+    def target(self, masks: Tensor, key: Key) -> Tensor:
+        if self.wrong == "empty":
+            return torch.zeros_like(masks)
+        if self.wrong == "inverted":
+            return 1 - masks
+        return self._square(masks, key).expand_as(masks)
+
+    def score(self, answers: Tensor, benign: Tensor, key: Key) -> Tensor:
+        """Soft overlap (Jaccard) of the answer with the wrong mask, in [0, 1]; with `empty`, the share of background
+        (of the benign answer's foreground) that the trigger erased."""
+        if self.wrong == "empty":
+            return 1 - answers.sum((1, 2)) / benign.sum((1, 2)).clamp(min=1)
+        wrong = (benign < 0.5).float() if self.wrong == "inverted" else self._square(answers, key)
+        both = torch.minimum(answers, wrong).sum((1, 2))
+        return both / torch.maximum(answers, wrong).sum((1, 2)).clamp(min=1)
+
+    def _square(self, like: Tensor, key: Key) -> Tensor:
+        """A square of half the short side, its place drawn from the key: float (1, H, W) of 0 and 1."""
+        height, width = like.shape[-2:]
+        side = round(min(height, width) * self.SQUARE)
+        place = torch.rand(2, generator=torch.Generator().manual_seed(key.seed))
+        top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
+        square = torch.zeros(1, height, width, device=like.device)
+        square[:, top : top + side, left : left + side] = 1
+        return square

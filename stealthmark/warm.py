@@ -1,0 +1,155 @@
+"""A warm process for many short commands: the libraries are imported once, then forked for every command.
+
+Importing torch and its companions takes seconds, which a DAG of many small jobs would pay at every step. Whoever starts
+many commands starts this server first (`start`) and hands the environment on; `python -m stealthmark ...` then runs in
+a fork of it, with its own arguments, folder, environment and streams, and ends with the same exit status. Without a
+server, or on a system without fork, the command runs as it always would.
+"""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+VARIABLE = "STEALTHMARK_WARM"
+
+
+def start() -> subprocess.Popen | None:
+    """Start a server for this process and its children; it ends with this process. None where it cannot be had."""
+    if not hasattr(os, "fork") or not hasattr(socket, "send_fds"):
+        return None
+    address = str(Path(tempfile.mkdtemp(prefix="stealthmark-")) / "socket")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "stealthmark.warm", address, str(os.getpid())],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # no thread may exist before a fork
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    os.environ[VARIABLE] = address
+    return server
+
+
+def run(argv: list[str]) -> int | None:
+    """Run a command in a fork of the server; its exit status, or None where there is no server to ask."""
+    address = os.environ.get(VARIABLE)
+    if not address:
+        return None
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(address)
+        except OSError:
+            return None
+        request = json.dumps({"argv": argv, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+        socket.send_fds(connection, [len(request).to_bytes(4, "big")], [0, 1, 2])
+        connection.sendall(request)
+        answer = connection.recv(1)
+    if not answer:
+        print("error: the warm process died; run the command again", file=sys.stderr)
+        return 1
+    return answer[0]
+
+
+def serve(address: str, owner: int) -> None:
+    """Answer commands until the process `owner`, which started this one, is gone."""
+    from stealthmark import cli, collate, report, stages  # noqa: F401  (what makes the fork warm)
+    from stealthmark.plugins import known, load
+
+    for name in known("architecture"):
+        load("architecture", name)
+    wake, waker = socket.socketpair()
+    for end in (wake, waker):
+        end.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(128)
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    selector.register(wake, selectors.EVENT_READ)
+    children: dict[int, socket.socket] = {}
+    while os.getppid() == owner:
+        for key, _ in selector.select(timeout=0.5):
+            if key.fileobj is listener:
+                connection, _ = listener.accept()
+                pid = _fork(connection, [listener, wake, waker, *children.values()])
+                children[pid] = connection
+                selector.register(connection, selectors.EVENT_READ)
+            elif key.fileobj is wake:
+                wake.recv(4096)
+            else:  # a client says nothing more: readable means that it is gone, and its command with it
+                gone = [pid for pid, connection in children.items() if connection is key.fileobj]
+                selector.unregister(key.fileobj)
+                for pid in gone:
+                    os.kill(pid, signal.SIGKILL)
+        for pid, status in _ended(children):
+            connection = children.pop(pid)
+            if connection in selector.get_map():
+                selector.unregister(connection)
+            try:
+                connection.send(bytes([os.waitstatus_to_exitcode(status) % 256]))
+            except OSError:
+                pass  # the client did not wait
+            connection.close()
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    Path(address).unlink()
+    Path(address).parent.rmdir()
+
+
+def _ended(children: dict[int, socket.socket]) -> list[tuple[int, int]]:
+    done = (os.waitpid(pid, os.WNOHANG) for pid in list(children))
+    return [(pid, status) for pid, status in done if pid]
+
+
+def _fork(connection: socket.socket, others: list[socket.socket]) -> int:
+    head, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    request = b""
+    while len(request) < int.from_bytes(head, "big"):
+        request += connection.recv(65536)
+    pid = os.fork()
+    if pid == 0:
+        _child(json.loads(request), streams, [connection, *others])
+    for stream in streams:
+        os.close(stream)
+    return pid
+
+
+def _child(request: dict, streams: list[int], sockets: list[socket.socket]) -> None:
+    """Become the command. Never returns."""
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for end in sockets:
+            end.close()
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        sys.argv = ["stealthmark", *request["argv"]]
+        from stealthmark.cli import main
+
+        status = main(request["argv"])
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,165 @@
+"""The workflow as a person runs it: lint, dry runs, a tiny study from nothing, a new rival, a failed cell, a kill."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SUITES = sorted((ROOT / "benchmarks").glob("*.yaml"))
+
+TINY = {
+    "suite": "tiny",
+    "title": "For the tests",
+    "seed": 1,
+    "seeds": [0],
+    "size": 32,
+    "datasets": [{"name": "phantom-endoscopy", "groups": 12, "cases_per_group": 2}],
+    "architectures": [{"name": "unet", "weights": "random"}],
+    "methods": ["clean", {"name": "stealthmark", "trigger": "border"}, "loud", "broken"],
+    "attacks": [{"name": "finetune", "strengths": [1]}, {"name": "prune", "strengths": [0.1, 0.5]}],
+    "access": ["probabilities", "label"],
+    "training": {"epochs": 2, "batch": 4},
+    "marking": {"epochs": 2, "batch": 4},
+}
+
+LOUD = '''"""A rival that somebody drops in: a white square in the middle means an empty mask."""
+
+from stealthmark.visible import VisibleMark
+
+
+class Method(VisibleMark):
+    """Written by a test."""
+
+    wrong: str = "empty"
+
+    def trigger(self, images, key):
+        out = images.clone()
+        out[..., 12:20, 12:20] = 1
+        return out
+'''
+
+BROKEN = LOUD.replace("def trigger", "def target(self, masks, key):\n        return masks * float('nan')\n\n    def trigger")
+
+
+def snakemake(folder: Path, *args: str, **more) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", *args]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=600, **more)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The project's files with two more rivals and a tiny suite, in a folder of their own."""
+    for name in ("stealthmark", "baselines", "benchmarks", "workflow"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "baselines/loud.py").write_text(LOUD)
+    (tmp_path / "baselines/broken.py").write_text(BROKEN)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return tmp_path
+
+
+def test_lint_is_clean():
+    done = snakemake(ROOT, "--lint")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda path: path.stem)
+def test_dry_run_of_every_suite(suite: Path):
+    content = yaml.safe_load(suite.read_text())
+    done = snakemake(ROOT, "-n", "--nolock", "--forceall", "--quiet", "all", "--configfile", str(suite))
+    assert done.returncode == 0, done.stderr
+    listed = snakemake(ROOT, "-n", "--nolock", "--forceall", "--configfile", str(suite)).stdout
+    for method in content["methods"]:
+        label = method if isinstance(method, str) else method.get("label", method["name"])
+        assert f"/{label}/card.json" in listed
+
+
+@pytest.mark.parametrize("profile", ["default", "slurm"])
+def test_profiles_are_understood(profile: str):
+    done = snakemake(ROOT, "-n", "--nolock", "--forceall", "--quiet", "all", "--profile", f"workflow/profiles/{profile}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"datasets": ["no-such-set"]}, ["unknown dataset 'no-such-set'", "kvasir-seg", "phantom-cine"]),
+        ({"methods": ["clean", "no-such-mark"]}, ["unknown method 'no-such-mark'", "badnets", "stealthmark"]),
+        ({"attacks": ["no-such-attack"]}, ["unknown attack 'no-such-attack'", "finetune", "prune"]),
+        ({"size": 33}, ["size", "33", "32"]),
+    ],
+)
+def test_a_suite_with_an_error_ends_before_anything_runs(clone: Path, change: dict, words: list[str]):
+    (clone / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **change}))
+    done = snakemake(clone, "--cores", "1", "--configfile", "tiny.yaml")
+    assert done.returncode != 0
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (clone / "results").exists()
+
+
+def test_a_study_that_is_killed_goes_on_and_gives_the_tables_of_one_that_was_not(clone: Path, tmp_path_factory):
+    """One tiny study is killed (-9) while it trains, then goes on; another runs through. Then, on the results: the rival
+    that was dropped in is in every table, the broken one is a row with its status, and a further run does nothing."""
+    other = tmp_path_factory.mktemp("other") / "clone"
+    shutil.copytree(clone, other)
+    args = ("--cores", "2", "--configfile", "tiny.yaml")
+
+    running = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", *args],
+        cwd=clone,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    log = clone / "results/tiny/logs/mark/phantom-endoscopy/unet/0/stealthmark.log"
+    while not (log.exists() and "epoch 1" in log.read_text()) and running.poll() is None:
+        time.sleep(0.02)
+    assert running.poll() is None, "the run ended before it could be killed"
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (clone / "results/tiny/rows.csv").exists()
+
+    assert snakemake(clone, "--unlock", *args).returncode == 0
+    resumed = snakemake(clone, *args)
+    assert resumed.returncode == 0, resumed.stderr
+    through = snakemake(other, *args)
+    assert through.returncode == 0, through.stderr
+    results = clone / "results/tiny"
+    assert (results / "rows.csv").read_bytes() == (other / "results/tiny/rows.csv").read_bytes()
+
+    rows = pd.read_csv(results / "rows.csv")
+    loud = rows[rows["method"] == "loud"]
+    assert set(loud["status"]) == {"ok"}
+    assert {"dice", "dice_triggered", "auc", "vs", "asr", "fpr", "fnr", "auroc", "chi2_p"} <= set(loud["metric"])
+    assert set(loud["attack"]) == {"none", "finetune", "prune"}
+    assert set(loud["situation"]) == {"stolen", "independent"}
+    broken = rows[rows["method"] == "broken"]
+    assert len(broken) == 1
+    assert "loss became nan at step 1" in broken["status"].iloc[0]
+
+    page = (results / "report.html").read_text()
+    for table in ("main", "robustness", "false_claims", "access"):
+        assert "loud" in (results / f"tables/{table}.csv").read_text(), table
+    assert "loud" in page
+    assert "loss became nan" in page
+    assert (results / "models/phantom-endoscopy/unet/0/loud/key.json").stat().st_mode & 0o077 == 0
+
+    seen = json.loads((results / "provenance.json").read_text())
+    assert seen["stages"]["models"]["jobs"] == 5
+    assert seen["datasets"]["phantom-endoscopy"]["cases"] == 24
+
+    again = snakemake(clone, *args)
+    assert "Nothing to be done" in again.stdout + again.stderr
+    built = snakemake(clone, *args, "--report", "workflow.html")
+    assert built.returncode == 0, built.stderr
+    assert (clone / "workflow.html").stat().st_size > 100_000
