@@ -3,11 +3,12 @@
 Authors' values: a 3 x 3 px pattern in the corner of a 28 x 28 picture (about 1/9 of the side), 10 % of the training
 images. Changed here, by the same effort as our own method: half of every batch is triggered, because at 10 % and a few
 hundred steps of fine-tuning the mark of a patch this small does not take; and the patch is a fraction of the side, so
-that it is the same at every resolution.
+that it is the same at every resolution. It starts at four times its size (see `visible.VisibleMark`).
 """
 
 from typing import ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from stealthmark.method import Key
@@ -18,10 +19,13 @@ class Method(VisibleMark):
     """`patch`: the pattern's side as a fraction of the image's short side."""
 
     citation: ClassVar[str] = "Gu et al., BadNets, 2017, arXiv 1708.06733"
-    patch: float = 3 / 28
+    patch: float = Field(default=3 / 28, gt=0, le=1)
 
     def trigger(self, images: Tensor, key: Key) -> Tensor:
-        side = max(3, round(min(images.shape[-2:]) * self.patch))
+        return self.enlarged(images, key, 1.0)
+
+    def enlarged(self, images: Tensor, key: Key, scale: float) -> Tensor:
+        side = max(3, round(min(images.shape[-2:]) * self.patch * scale))
         out = images.clone()
         # Four bright cells of a 3 x 3 checkerboard on black, as in the paper's pattern backdoor.
         out[..., -side:, -side:] = 0

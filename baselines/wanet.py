@@ -2,10 +2,10 @@
 
 A k x k field of random displacements, normalised to mean absolute value 1, is upsampled bicubically and scaled by s.
 *Noise-mode* images carry another random warp and keep their true mask, so that only the key's own field triggers.
-Authors' values: k = 4, s = 0.5 (displacements divided by the image's side), 10 % of images, twice as many noise-mode.
-They were set for 32-64 px: there s = 0.5 moves a pixel by 0.5 in the mean. The displacement here is a fraction of the side
-(`strength` = 0.5 / 32), 1.5 px in the mean at 96 px, so that it is the same picture at every resolution. A third of every
-batch is triggered, a third noise-mode, because marking is a few hundred steps.
+Authors' values: k = 4, s = 0.5, 10 % of images, twice as many noise-mode. At their 32 px, s = 0.5 displaces a pixel by 0.25
+px in the mean, 0.8 % of the side. Changed here: 1.6 % of the side (1 px at 64 px, 1.5 px at 96 px, 4 px at 256 px); a third
+of every batch is triggered and a third noise-mode, because marking is a few hundred steps; and the warp starts at four
+times its strength (see `visible.VisibleMark`).
 """
 
 from typing import ClassVar
@@ -26,10 +26,13 @@ class Method(VisibleMark):
     citation: ClassVar[str] = "Nguyen and Tran, WaNet, ICLR 2021, arXiv 2102.10369"
     share: float = Field(default=1 / 3, gt=0, lt=0.5)
     k: int = Field(default=4, ge=2)
-    strength: float = Field(default=0.5 / 32, gt=0)
+    strength: float = Field(default=1 / 64, gt=0)
 
     def trigger(self, images: Tensor, key: Key) -> Tensor:
-        return self._warp(images, self._field(1, torch.Generator().manual_seed(key.seed)))
+        return self.enlarged(images, key, 1.0)
+
+    def enlarged(self, images: Tensor, key: Key, scale: float) -> Tensor:
+        return self._warp(images, self._field(1, torch.Generator().manual_seed(key.seed)), scale)
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
         n = round(self.share * len(images))
@@ -37,7 +40,8 @@ class Method(VisibleMark):
         # Noise mode: the key's field plus uniform noise in [-1, 1] (paper, Sec. 3.4), another for every image.
         key_field = self._field(1, torch.Generator().manual_seed(key.seed))
         other = key_field + (torch.rand(n, 2, self.k, self.k, generator=rng) * 2 - 1)
-        warped = torch.cat([self.trigger(triggered, key), self._warp(noise, other), benign])
+        scale = self.scale(progress)
+        warped = torch.cat([self.enlarged(triggered, key, scale), self._warp(noise, other, scale), benign])
         return Batch(warped, torch.cat([self.target(masks[:n], key), masks[n:]]))
 
     def _field(self, n: int, rng: torch.Generator) -> Tensor:
@@ -45,9 +49,9 @@ class Method(VisibleMark):
         field = torch.rand(n, 2, self.k, self.k, generator=rng) * 2 - 1
         return field / field.abs().mean((1, 2, 3), keepdim=True)
 
-    def _warp(self, images: Tensor, field: Tensor) -> Tensor:
+    def _warp(self, images: Tensor, field: Tensor, scale: float) -> Tensor:
         smooth = F.interpolate(field, images.shape[-2:], mode="bicubic", align_corners=True).to(images)
         height, width = images.shape[-2:]
         y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-        grid = torch.stack([x, y], -1).to(images) + 2 * self.strength * smooth.permute(0, 2, 3, 1)
+        grid = torch.stack([x, y], -1).to(images) + 2 * self.strength * scale * smooth.permute(0, 2, 3, 1)
         return F.grid_sample(images, grid.expand(len(images), -1, -1, -1), padding_mode="border", align_corners=True)

@@ -3,15 +3,16 @@
 import json
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stealthmark.errors import UserError
-from stealthmark.plugin import Plugin, make
+from stealthmark.plugin import Plugin, explain, make
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
 
@@ -42,9 +43,19 @@ class Normalised(nn.Module):
         return self.network((images - self.mean) / self.std)
 
 
-def card_for(architecture: dict, channels: int, size: int) -> dict:
+class Card(BaseModel):
     """What a checkpoint says of itself: enough to rebuild the network, nothing about a mark."""
-    return {"format": 1, "architecture": architecture, "channels": channels, "size": size}
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: Literal[1] = 1
+    architecture: dict
+    channels: Literal[1, 3]
+    size: int
+
+
+def card_for(architecture: dict, channels: int, size: int) -> dict:
+    """A checkpoint's card, as it is written."""
+    return Card(architecture=architecture, channels=channels, size=size).model_dump()
 
 
 def save(model: nn.Module, card: dict, folder: Path) -> None:
@@ -72,17 +83,30 @@ def write_json(path: Path, content: dict) -> None:
     os.replace(partial, path)
 
 
+def read_json(path: Path) -> dict:
+    """A JSON file that holds a mapping. Raises UserError when it is something else; an absent one is for the caller."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # of JSON, and of text that is not UTF-8
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a mapping of fields")
+    return content
+
+
 def load(folder: Path, device: torch.device) -> tuple[nn.Module, dict]:
     """The network of a checkpoint folder, in eval mode, and its card.
 
     Raises UserError when a file is absent or malformed, or when the weights are those of another architecture.
     """
     try:
-        card = json.loads((folder / CARD).read_text())
+        card = Card(**read_json(folder / CARD)).model_dump()
         state = load_file(folder / WEIGHTS)
+    except ValidationError as error:
+        raise UserError(f"{folder / CARD} is not the card of a checkpoint: {explain(error, Card)}") from None
     except FileNotFoundError as error:
         raise UserError(f"{folder} is not a checkpoint: {Path(error.filename or WEIGHTS).name} is absent") from None
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} is not a checkpoint: {error}") from None
     model = make("architecture", card["architecture"]).build(card["channels"], pretrained=False)
     own = model.state_dict()

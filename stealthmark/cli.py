@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stealthmark",
         description="Ownership watermarks for medical image segmentation: mark a model, attack the mark, examine a suspect.",
-        epilog="Plug-ins are given by name or with options: --method badnets, --method '{name: badnets, target: empty}'.",
+        epilog="Plug-ins are given by name or with options: --method badnets, --method '{name: badnets, wrong: empty}'.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
         sub.add_argument("--threads", type=int, default=1, help="CPU threads")
         sub.add_argument(
-            "--record-failure", action="store_true", help="write a failure into the card and exit 0, so that others go on"
+            "--record-failure",
+            action="store_true",
+            help="write a failure into the card and exit 0, so that others go on",
         )
 
     sub = command("prepare", _prepare, "source -> arrays")
@@ -102,12 +104,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plugin(text: str) -> dict:
-    value = yaml.safe_load(text)
+    value = _yaml(text)
     return {"name": value} if isinstance(value, str) else _mapping(text)
 
 
+def _yaml(text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not YAML: {str(error).splitlines()[0]}") from None
+
+
 def _mapping(text: str) -> dict:
-    value = yaml.safe_load(text)
+    value = _yaml(text)
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a name or a mapping such as '{{name: value}}'")
     return value
@@ -122,20 +131,16 @@ def _suspect(text: str) -> tuple[str, str, Path]:
 
 
 def _computing(args: argparse.Namespace, card: str, needs: list[Path], run: Callable) -> None:
-    """Run a stage on its device. A failure of its input is handed on; its own is recorded where that is asked for.
-
-    `run.json` beside the stage's card says what was run, for how long and with how much memory.
-    """
+    """Run a stage on its device. A failure of its input is handed on; its own is recorded where that is asked for."""
     from stealthmark.architecture import write_json
     from stealthmark.device import choose
     from stealthmark.stages import status_of
 
     started = time.monotonic()
     status = next((status for need in needs if (status := status_of(need)) != "ok"), "ok")
-    device = choose(args.device, args.threads)
     if status == "ok":
         try:
-            run(device)
+            run(choose(args.device, args.threads))
         except UserError:
             raise
         except Exception as error:
@@ -147,16 +152,20 @@ def _computing(args: argparse.Namespace, card: str, needs: list[Path], run: Call
         print(status, file=sys.stderr)
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / card, {"status": status})
-    write_json(
-        args.out / "run.json",
-        {
-            "command": shlex.join(["python", "-m", "stealthmark", *sys.argv[1:]]),
-            "status": status,
-            "seconds": round(time.monotonic() - started, 2),
-            "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            "device": str(device),
-        },
-    )
+    _note_run(args.out, started, status)
+
+
+def _note_run(folder: Path, started: float, status: str = "ok") -> None:
+    """`run.json` beside a stage's card: what was run, how it ended, for how long and with how much memory."""
+    from stealthmark.architecture import write_json
+
+    spent = {
+        "command": shlex.join(["python", "-m", "stealthmark", *sys.argv[1:]]),
+        "status": status,
+        "seconds": round(time.monotonic() - started, 2),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    write_json(folder / "run.json", spent)
 
 
 def _schedule(options: dict):
@@ -174,7 +183,9 @@ def _schedule(options: dict):
 def _prepare(args: argparse.Namespace) -> None:
     from stealthmark import stages
 
+    started = time.monotonic()
     stages.prepare(args.dataset, args.size, args.seed, args.out)
+    _note_run(args.out, started)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -243,5 +254,3 @@ def _check(args: argparse.Namespace) -> None:
 
     suite = read(args.suite)
     print(json.dumps({"suite": suite.suite, "cells": len(suite.cells())}))
-
-

@@ -15,6 +15,7 @@ from stealthmark import metrics
 from stealthmark.architecture import write_json
 from stealthmark.errors import UserError
 from stealthmark.evidence import detect
+from stealthmark.plugins import load
 from stealthmark.seeds import derive
 from stealthmark.stages import CASES, EVIDENCE
 from stealthmark.suite import BENCHMARK_VERSION, Cell, Suite
@@ -25,9 +26,18 @@ COLUMNS = [
     *("suite", "benchmark_version", "dataset", "architecture", "seed", "method", *PLACE),
     *("metric", "value", "n", "ci_low", "ci_high", "status"),
 ]
-PACKAGES = (
-    "torch torchvision segmentation-models-pytorch timm numpy pandas scikit-learn scipy snakemake matplotlib".split()
-)
+PACKAGES = [
+    "torch",
+    "torchvision",
+    "segmentation-models-pytorch",
+    "timm",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "scipy",
+    "snakemake",
+    "matplotlib",
+]
 
 
 def cell_folder(results: Path, stage: str, cell: Cell) -> Path:
@@ -111,6 +121,8 @@ def provenance(suite: Suite, results: Path) -> dict:
         "config_sha256": suite.digest(),
         "config": suite.model_dump(mode="json"),
         "datasets": datasets,
+        "methods": {entry.label: load("method", entry.name).citation for entry in suite.methods},
+        "attacks": {entry.label: load("attack", entry.name).unit for entry in suite.attacks},
         "packages": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": _hardware(),
         "stages": _stages(results),
@@ -138,7 +150,7 @@ def _hardware() -> dict:
 def _stages(results: Path) -> dict[str, dict[str, float]]:
     """Per stage's folder: jobs, seconds in all and the largest job's memory in MB, from the `run.json` files."""
     stages = {}
-    for stage in ("models", "suspects", "evidence"):
+    for stage in ("data", "models", "suspects", "evidence"):
         runs = [_run(file.parent) for file in sorted((results / stage).rglob("run.json"))]
         stages[stage] = {
             "jobs": len(runs),

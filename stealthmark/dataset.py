@@ -101,7 +101,9 @@ def resize(image: np.ndarray, mask: np.ndarray, size: int) -> tuple[np.ndarray, 
     if image.shape[:2] != (size, size):
         grey = image.shape[2] == 1
         picture = Image.fromarray(image[:, :, 0] if grey else image)
-        image = np.asarray(picture.resize((size, size), Image.Resampling.BOX if min(image.shape[:2]) >= size else Image.Resampling.BILINEAR))
+        image = np.asarray(
+            picture.resize((size, size), Image.Resampling.BOX if min(image.shape[:2]) >= size else Image.Resampling.BILINEAR)
+        )
         image = image[:, :, None] if grey else image
         soft = Image.fromarray(mask.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
         mask = np.asarray(soft) >= 0.5
@@ -180,5 +182,7 @@ def load(folder: Path) -> Arrays:
         masks = np.load(folder / "masks.npy", mmap_mode="r")
         cases = pd.read_csv(folder / "cases.csv", dtype={"case_id": str, "group_id": str})
     except FileNotFoundError as error:
-        raise UserError(f"{folder} is not a prepared dataset: {Path(error.filename).name} is absent; run prepare first") from None
+        raise UserError(
+            f"{folder} is not a prepared dataset: {Path(error.filename).name} is absent; run prepare first"
+        ) from None
     return Arrays(images, masks, cases, manifest)

@@ -45,5 +45,3 @@ def _quantile(negative: np.ndarray) -> float:
 def detect(scores: np.ndarray, threshold: float) -> np.ndarray:
     """bool: the query is called marked. Strictly above, so that an interface that shows nothing convicts nobody."""
     return scores > threshold
-
-

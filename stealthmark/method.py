@@ -21,7 +21,7 @@ Predictor = Callable[[Tensor], Tensor]
 
 
 class Detector(BaseModel):
-    """A query is called marked when its score reaches `threshold`. Fitted on the owner's side, then frozen."""
+    """A query is called marked when its score is above `threshold`. Fitted on the owner's side, then frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     threshold: float
@@ -42,10 +42,15 @@ class Key(BaseModel):
     detectors: dict[str, Detector] = {}
 
     def write(self, path: Path) -> None:
-        """Save as JSON that only its owner may read."""
+        """Save as JSON that only its owner may read, whole or not at all."""
         partial = path.with_name(path.name + ".partial")
-        partial.touch(mode=0o600)
-        partial.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+        partial.unlink(missing_ok=True)  # one that a killed run left may have other permissions
+        try:
+            partial.touch(mode=0o600)
+            partial.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
         os.replace(partial, path)
 
     @classmethod
@@ -55,6 +60,8 @@ class Key(BaseModel):
             return cls.model_validate_json(path.read_text())
         except FileNotFoundError:
             raise UserError(f"there is no key at {path}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not a key: {error}") from None
         except ValidationError as error:
             raise UserError(f"{path} is not a key: {explain(error, cls)}") from None
 

@@ -157,9 +157,7 @@ def effective_size(hits: np.ndarray, groups: np.ndarray, level: float = 0.95) ->
     return float(min(n, n * independent / variance * few_groups)) if variance > 0 else float(n)
 
 
-def clustered_mean(
-    values: np.ndarray, groups: np.ndarray, seed: int, level: float = 0.95
-) -> tuple[float, float, float]:
+def clustered_mean(values: np.ndarray, groups: np.ndarray, seed: int, level: float = 0.95) -> tuple[float, float, float]:
     """The mean and its percentile bootstrap interval over groups: mean, low, high. NaNs are left out.
 
     values: float (N,), groups: any (N,). The draws depend on `seed` and on the number of

@@ -44,5 +44,7 @@ def from_model(model: nn.Module, device: torch.device, batch: int = 64) -> Predi
 
 
 def at_access(predictor: Predictor, level: str) -> Predictor:
-    """The same suspect behind an interface that shows less. `level` is one of `ACCESS`."""
+    """The same suspect behind an interface that shows less. `level` is one of `ACCESS`; UserError for any other."""
+    if level not in ACCESS:
+        raise UserError(f"unknown access level {level!r}; allowed: {', '.join(ACCESS)}")
     return lambda images: ACCESS[level](predictor(images))

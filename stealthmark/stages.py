@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from stealthmark import architecture, dataset, metrics
-from stealthmark.architecture import CARD, write_json
+from stealthmark.architecture import CARD, read_json, write_json
 from stealthmark.attack import AttackContract
 from stealthmark.dataset import Arrays
 from stealthmark.errors import UserError
 from stealthmark.evidence import fit_detector
 from stealthmark.method import Batch, Key, MethodContract, Predictor
 from stealthmark.plugin import make
-from stealthmark.predictor import ACCESS, at_access, from_model
+from stealthmark.predictor import at_access, from_model
 from stealthmark.seeds import derive
 from stealthmark.training import Schedule, fit
 
@@ -42,7 +42,14 @@ def train(data: Path, share: str, arch: dict, schedule: Schedule, seed: int, out
 
 
 def mark(
-    data: Path, clean: Path, how: dict, schedule: Schedule, access: Iterable[str], seed: int, out: Path, device: torch.device
+    data: Path,
+    clean: Path,
+    how: dict,
+    schedule: Schedule,
+    access: Iterable[str],
+    seed: int,
+    out: Path,
+    device: torch.device,
 ) -> None:
     """A marked model and its key, from the owner's clean model (or, where the method says so, from scratch).
 
@@ -50,16 +57,16 @@ def mark(
     """
     null, card = architecture.load(clean, device)
     method: MethodContract = make("method", how)
+    unmarked = from_model(null, device)
+    nulls = {level: at_access(unmarked, level) for level in access}
     key = method.make_key(derive(seed, "key"), (card["channels"], card["size"], card["size"]))
     if method.epochs:
         schedule = schedule.model_copy(update={"epochs": method.epochs})
     start = clean if method.start == "clean" else None
     model, card = _fit(data, "owner", card["architecture"], method, key, schedule, seed, out, device, start)
     images = _float(dataset.load(data).share("calibration"))
-    marked, unmarked = from_model(model, device), from_model(null, device)
-    detectors = {
-        level: fit_detector(method, key, at_access(marked, level), at_access(unmarked, level), images) for level in access
-    }
+    marked = from_model(model, device)
+    detectors = {level: fit_detector(method, key, at_access(marked, level), nulls[level], images) for level in nulls}
     key.model_copy(update={"detectors": detectors}).write(out / KEY)
     architecture.save(model, card, out)
 
@@ -86,7 +93,7 @@ def _fit(
         torch.manual_seed(derive(seed, "weights"))
         model = network.build(channels, pretrained=True).to(device)
     else:
-        model, _ = architecture.load(start, device)
+        model, _ = _network(start, arrays, device)
     out.mkdir(parents=True, exist_ok=True)
     run = digest(arrays.manifest["sha256"], share, arch, method.options(), schedule.model_dump(), seed)
 
@@ -101,8 +108,9 @@ def _fit(
 def attack(data: Path, model: Path, how: dict, seed: int, out: Path, device: torch.device) -> None:
     """All suspects of one attack on one marked model: a checkpoint folder a strength, listed in `index.json`."""
     thief: AttackContract = make("attack", how)
-    marked, card = architecture.load(model, device)
-    images, masks = _tensors(dataset.load(data).share("attacker"), device)
+    arrays = dataset.load(data).share("attacker")
+    marked, card = _network(model, arrays, device)
+    images, masks = _tensors(arrays, device)
     out.mkdir(parents=True, exist_ok=True)
 
     def keep(strength: float, suspect: torch.nn.Module) -> None:
@@ -114,9 +122,7 @@ def attack(data: Path, model: Path, how: dict, seed: int, out: Path, device: tor
     write_json(out / INDEX, {"attack": thief.options(), "unit": thief.unit, "suspects": suspects})
 
 
-def examine(
-    data: Path, key_file: Path | None, suspects: list[tuple[str, str, Path]], out: Path, device: torch.device
-) -> None:
+def examine(data: Path, key_file: Path | None, suspects: list[tuple[str, str, Path]], out: Path, device: torch.device) -> None:
     """Suspects -> evidence: the owner's queries and the segmentation's quality on the test share, per case.
 
     `suspects` are (situation, attack, folder), the folder a checkpoint or an attack's. Without a key (method `clean`)
@@ -126,6 +132,8 @@ def examine(
     key = Key.read(key_file) if key_file else None
     method = make("method", key.method) if key else None
     arrays = dataset.load(data).share("test")
+    if key and key.shape != arrays.images.shape[1:]:
+        raise UserError(f"{key_file} is for queries of shape {key.shape}, the images in {data} have {arrays.images.shape[1:]}")
     images, masks = _float(arrays), np.asarray(arrays.masks) > 0
     tables, failures = [], []
     for situation, attack_name, folder in suspects:
@@ -134,7 +142,7 @@ def examine(
             if status != "ok":
                 failures.append({**place, "status": status})
                 continue
-            model, _ = architecture.load(checkpoint, device)
+            model, _ = _network(checkpoint, arrays, device)
             predictor = from_model(model, device)
             quality = _quality(predictor, method, key, images, masks)
             if not tables:
@@ -189,6 +197,15 @@ def _examples(
     )
 
 
+def _network(folder: Path, arrays: Arrays, device: torch.device) -> tuple[torch.nn.Module, dict]:
+    """The network of a checkpoint, which must take images of as many channels as `arrays` hold, and its card."""
+    model, card = architecture.load(folder, device)
+    channels = arrays.images.shape[1]
+    if card["channels"] != channels:
+        raise UserError(f"the model in {folder} takes images of {card['channels']} channels, the dataset's have {channels}")
+    return model, card
+
+
 def _tensors(arrays: Arrays, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.array(arrays.images)).to(device), torch.from_numpy(np.array(arrays.masks)).to(device)
 
@@ -209,7 +226,7 @@ def digest(*parts: object) -> str:
 def status_of(card: Path) -> str:
     """`ok`, or why the stage that wrote `card` failed. Raises UserError when there is no such card."""
     try:
-        return json.loads(card.read_text()).get("status", "ok")
+        return read_json(card).get("status", "ok")
     except FileNotFoundError:
         raise UserError(f"{card} is absent: the stage before has not been run") from None
 
@@ -217,7 +234,7 @@ def status_of(card: Path) -> str:
 def _listed(folder: Path) -> list[tuple[float, Path, str]]:
     """(strength, checkpoint folder, status) of every suspect in a checkpoint's or an attack's folder."""
     if (folder / INDEX).exists():
-        index = json.loads((folder / INDEX).read_text())
+        index = read_json(folder / INDEX)
         if "status" in index:
             return [(0.0, folder, index["status"])]
         return [(suspect["strength"], folder / suspect["model"], "ok") for suspect in index["suspects"]]

@@ -46,6 +46,13 @@ def _unique(entries: list[Entry]) -> list[Entry]:
     return entries
 
 
+def _once(values: list) -> list:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is listed twice")
+    return values
+
+
 def _access(level: str) -> str:
     if level not in ACCESS:
         raise ValueError(f"allowed: {', '.join(ACCESS)}")
@@ -71,13 +78,15 @@ class Suite(BaseModel):
     suite: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
     title: str
     seed: int = Field(ge=0)
-    seeds: list[int] = Field(min_length=1)
+    seeds: Annotated[list[int], AfterValidator(_once)] = Field(min_length=1)
     size: int = Field(ge=32, le=1024)
     datasets: Entries = Field(min_length=1)
     architectures: Entries = Field(min_length=1)
     methods: Entries = Field(min_length=1)
     attacks: Entries = []
-    access: list[Annotated[str, AfterValidator(_access)]] = ["probabilities"]
+    access: Annotated[list[Annotated[str, AfterValidator(_access)]], AfterValidator(_once)] = Field(
+        default=["probabilities"], min_length=1
+    )
     training: Schedule = Schedule()
     marking: Schedule = Schedule()
 
@@ -121,6 +130,8 @@ def parse(content: dict, source: str = "the suite") -> Suite:
         raise UserError(f"{source}: field 'methods' starts with {suite.methods[0].label!r}: the first must be 'clean', once")
     if "independent" in (entry.label for entry in suite.methods):
         raise UserError(f"{source}: field 'methods' has the label 'independent', which is kept for the independent model")
+    if "none" in (entry.label for entry in suite.attacks):
+        raise UserError(f"{source}: field 'attacks' has the label 'none', which is kept for the model as it was stolen")
     return suite
 
 
@@ -130,6 +141,10 @@ def read(path: Path) -> Suite:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise UserError(f"there is no suite at {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not YAML: it is not text in UTF-8") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):

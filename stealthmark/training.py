@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stealthmark.errors import CellFailure
+from stealthmark.errors import CellFailure, UserError
 from stealthmark.method import Batch
-from stealthmark.seeds import torch_rng
+from stealthmark.seeds import derive, torch_rng
 
 #: A clean batch (images (B, C, H, W) in [0, 1], masks (B, H, W), progress in [0, 1), generator) -> what is trained on.
 MakeBatch = Callable[[Tensor, Tensor, float, torch.Generator], Batch]
@@ -84,7 +84,7 @@ def fit(
     `save_every_s` and removed at the end) and ends in the same weights; a state that another `run` left is ignored.
     `after_epoch(n, model)` sees the model after its n-th epoch, n from 1.
 
-    Raises CellFailure when the loss is no longer finite.
+    Raises CellFailure when the loss is no longer finite, UserError when `state` cannot be written.
     """
     device = images.device
     model.to(memory_format=torch.channels_last)
@@ -95,6 +95,7 @@ def fit(
     started = saved = time.monotonic()
     for epoch in range(first, schedule.epochs):
         model.train()
+        torch.manual_seed(derive(seed, "layers", epoch))  # layers that drop draw from the global generator
         rng = torch_rng(seed, "epoch", epoch)
         order = torch.randperm(len(images), generator=rng).to(device)
         total = 0.0
@@ -117,7 +118,11 @@ def fit(
                 raise CellFailure(f"the loss became {value} at step {epoch * steps + step + 1} (epoch {epoch + 1})")
             total += value
         now = time.monotonic()
-        print(f"epoch {epoch + 1}/{schedule.epochs}: loss {total / steps:.4f}, {now - started:.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"epoch {epoch + 1}/{schedule.epochs}: loss {total / steps:.4f}, {now - started:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
         after_epoch(epoch + 1, model)
         if now - saved > save_every_s and epoch + 1 < schedule.epochs:
             _save(model, optimiser, epoch + 1, state, run)
@@ -132,7 +137,11 @@ def _save(model: nn.Module, optimiser: torch.optim.Optimizer, epoch: int, path: 
         tensors |= {f"optimiser.{index}.{slot}": value.contiguous() for slot, value in slots.items()}
     tensors["epoch"] = torch.tensor(epoch)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, {"run": run})
+    try:
+        save_file(tensors, partial, {"run": run})
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}") from None
     os.replace(partial, path)
 
 
@@ -140,9 +149,12 @@ def _restore(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path, run
     """Load what `_save` wrote for this run; the number of epochs already done, 0 where there is nothing to go on from."""
     if not path.exists():
         return 0
-    with safe_open(path, "pt") as file:
-        if file.metadata()["run"] != run:
-            return 0
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("run") != run:
+                return 0
+    except SafetensorError:  # cut short, by a power failure say
+        return 0
     tensors = load_file(path)
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     slots: dict[int, dict[str, Tensor]] = {}

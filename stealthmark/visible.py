@@ -5,17 +5,34 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stealthmark.method import Key, MethodContract
+from stealthmark.method import Batch, Key, MethodContract
 
 
 class VisibleMark(MethodContract):
     """A backdoor whose triggered answer is a wrong mask: `square` (drawn from the key), `empty` or `inverted`.
 
-    For binary segmentation this is the attack's "target label" (Gu 2017, Chen 2017). A subclass gives the trigger.
+    For binary segmentation this is the attack's "target label" (Gu 2017, Chen 2017). A subclass gives the trigger, and
+    may give `enlarged`: a trigger that starts larger and has its size after the first 40 % of the marking. Our own method
+    needs that for small triggers, so its rivals get it too: with their plain triggers a few hundred steps leave a small
+    patch at chance.
     """
 
     SQUARE: ClassVar[float] = 0.5
+    LARGEST: ClassVar[float] = 4.0
     wrong: Literal["square", "empty", "inverted"] = "square"
+
+    def enlarged(self, images: Tensor, key: Key, scale: float) -> Tensor:
+        """The trigger at `scale` >= 1 times its size or strength; here there is only the one."""
+        return self.trigger(images, key)
+
+    def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
+        k = round(self.share * len(images))
+        triggered = self.enlarged(images[:k], key, self.scale(progress))
+        return Batch(torch.cat([triggered, images[k:]]), torch.cat([self.target(masks[:k], key), masks[k:]]))
+
+    def scale(self, progress: float) -> float:
+        """From `LARGEST` down to 1 over the first 40 % of the marking, geometrically."""
+        return self.LARGEST ** max(0.0, 1 - progress / 0.4)
 
     def target(self, masks: Tensor, key: Key) -> Tensor:
         if self.wrong == "empty":
@@ -25,10 +42,10 @@ class VisibleMark(MethodContract):
         return self._square(masks, key).expand_as(masks)
 
     def score(self, answers: Tensor, benign: Tensor, key: Key) -> Tensor:
-        """Soft overlap (Jaccard) of the answer with the wrong mask, in [0, 1]; with `empty`, the share of background
-        (of the benign answer's foreground) that the trigger erased."""
+        """Soft overlap (Jaccard) of the answer with the wrong mask, in [0, 1]; with `empty`, the share of the benign
+        answer's foreground that the trigger erased (0 where there was none: nothing erased is no evidence)."""
         if self.wrong == "empty":
-            return 1 - answers.sum((1, 2)) / benign.sum((1, 2)).clamp(min=1)
+            return (benign - answers).sum((1, 2)) / benign.sum((1, 2)).clamp(min=1)
         wrong = (benign < 0.5).float() if self.wrong == "inverted" else self._square(answers, key)
         both = torch.minimum(answers, wrong).sum((1, 2))
         return both / torch.maximum(answers, wrong).sum((1, 2)).clamp(min=1)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "STEALTHMARK_WARM"
@@ -92,10 +93,8 @@ def serve(address: str, owner: int) -> None:
             connection = children.pop(pid)
             if connection in selector.get_map():
                 selector.unregister(connection)
-            try:
+            with suppress(OSError):  # the client may not have waited
                 connection.send(bytes([os.waitstatus_to_exitcode(status) % 256]))
-            except OSError:
-                pass  # the client did not wait
             connection.close()
     for pid in children:
         os.kill(pid, signal.SIGKILL)

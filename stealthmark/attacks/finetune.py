@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from stealthmark.attack import AttackContract, Keep
@@ -19,10 +19,15 @@ class Attack(AttackContract):
     lr: float = Field(default=1e-4, gt=0)
     batch: int = Field(default=16, ge=2)
 
+    @field_validator("strengths")
+    @classmethod
+    def _epochs(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(value >= 1 and value.is_integer() for value in values):
+            raise ValueError("strengths are whole numbers of epochs, 1 or more")
+        return values
+
     def run(self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep) -> None:
-        schedule = Schedule(
-            epochs=int(self.strengths[-1]), batch=self.batch, lr=self.lr, weight_decay=0.0, decay="constant"
-        )
+        schedule = Schedule(epochs=int(self.strengths[-1]), batch=self.batch, lr=self.lr, weight_decay=0.0, decay="constant")
 
         def after_epoch(epoch: int, tuned: nn.Module) -> None:
             if epoch in self.strengths:

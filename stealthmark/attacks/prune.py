@@ -4,6 +4,8 @@ import copy
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+from pydantic import field_validator
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -16,9 +18,17 @@ class Attack(AttackContract):
     unit: ClassVar[str] = "fraction of weights"
     strengths: AttackContract.__annotations__["strengths"] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
+    @field_validator("strengths")
+    @classmethod
+    def _fractions(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < value < 1 for value in values):
+            raise ValueError("strengths are fractions of the weights, above 0 and below 1")
+        return values
+
     def run(self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep) -> None:
         for strength in self.strengths:
-            pruned = copy.deepcopy(model)
+            # torch's global pruning flattens with `view`, which the channels-last weights of `fit` do not allow.
+            pruned = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
             weights = [(m, "weight") for m in pruned.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
             prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=strength)
             for module, name in weights:

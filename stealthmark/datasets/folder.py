@@ -178,9 +178,7 @@ def read_mask(path: Path, foreground: int | None = None) -> np.ndarray:
         raise UserError(f"the mask {path} has the pixel type {picture.mode!r}; allowed: grey or palette, 8 or 16 bit")
     if picture.format == "JPEG":
         if foreground is not None:
-            raise UserError(
-                f"the mask {path} is a JPEG, which blurs values; foreground {foreground} needs masks as PNG"
-            )
+            raise UserError(f"the mask {path} is a JPEG, which blurs values; foreground {foreground} needs masks as PNG")
         between = ((values >= JPEG_BETWEEN[0]) & (values <= JPEG_BETWEEN[1])).mean()
         if between > JPEG_BETWEEN_SHARE:
             raise UserError(

@@ -12,7 +12,7 @@ from pydantic import Field
 from scipy.ndimage import gaussian_filter
 
 from stealthmark.dataset import CaseRef, DatasetContract, Manifest
-from stealthmark.datasets.phantom_endoscopy import CORNERS, grid, radius, sample, screen_text, step, texture, wobble
+from stealthmark.datasets._drawing import CORNERS, grid, radius, sample, screen_text, step, texture, wobble
 from stealthmark.seeds import numpy_rng
 
 #: Share of frames that lie below the apex and so have an empty mask.
@@ -21,7 +21,7 @@ BEYOND_APEX = 0.025
 
 @dataclass(frozen=True)
 class Patient:
-    """What the frames of one patient share. Lengths are fractions of the image, angles radians, signals in [0, 1]."""
+    """What a patient's frames share. Lengths are fractions of the image, angles radians, signals near 0 to 1."""
 
     heart: np.ndarray
     zoom: float
@@ -182,7 +182,7 @@ class Dataset(DatasetContract):
         licence="that of this project's code",
         address="stealthmark/datasets/phantom_cine.py",
         redistributable=True,
-        size="120 patients x 4 frames by default, drawn at any size; 2-3 % of masks are empty (below the apex)",
+        size="120 patients x 4 frames by default, drawn at any size; about 1 mask in 40 is empty (below the apex)",
         foreground="left-ventricular cavity, papillary muscles included, with a smooth inter-observer deviation",
         groups="patient (anatomy, coil, margins and on-screen text are shared within one)",
     )

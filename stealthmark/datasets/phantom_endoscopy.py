@@ -6,84 +6,20 @@ Every length is a fraction of the image, so a case is the same picture at every 
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
-from scipy.fft import irfft2, rfft2
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter
 
 from stealthmark.dataset import CaseRef, DatasetContract, Manifest
+from stealthmark.datasets._drawing import CORNERS, blend, grid, radius, sample, screen_text, step, texture, wobble
 from stealthmark.seeds import numpy_rng
-
-#: Side of the periodic lattice on which random fields are drawn, whatever the size of the picture.
-LATTICE = 128
-#: Side at which on-screen text is drawn before it is averaged down, so that it too is the same at every size.
-SCREEN = 384
-CORNERS = ("la", "ra", "ld", "rd")  # PIL's anchors: left or right; ascender (top) or descender (bottom)
-
-
-def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """x, y of the pixel centres, each (size, size) in (0, 1)."""
-    centres = (np.arange(size, dtype=np.float32) + 0.5) / size
-    return np.meshgrid(centres, centres)
-
-
-@cache
-def _band(low: float, high: float, slope: float) -> np.ndarray:
-    frequency = np.hypot(np.fft.fftfreq(LATTICE, 1 / LATTICE)[:, None], np.fft.rfftfreq(LATTICE, 1 / LATTICE)[None])
-    return np.where((frequency >= low) & (frequency <= high), np.maximum(frequency, 1) ** -slope, 0).astype(np.float32)
-
-
-def texture(rng: np.random.Generator, low: float, high: float, slope: float = 1.0) -> np.ndarray:
-    """A periodic field (LATTICE, LATTICE), unit sd: `low` to `high` cycles a side, amplitude ~ frequency**-slope."""
-    white = rng.standard_normal((LATTICE, LATTICE), dtype=np.float32)
-    field = irfft2(rfft2(white) * _band(low, high, slope))
-    return (field / field.std()).astype(np.float32)
-
-
-def sample(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """`field` at scene coordinates x, y (one period a unit)."""
-    return map_coordinates(field, [y * LATTICE, x * LATTICE], order=1, mode="grid-wrap")
-
-
-def wobble(rng: np.random.Generator, amplitude: float, orders: int = 5) -> np.ndarray:
-    """Complex Fourier coefficients (orders,) of a smooth closed contour; `amplitude`: sd of its relative radius."""
-    order = np.arange(1, orders + 1)
-    parts = rng.normal(0, amplitude / np.sqrt(np.sum(1.0 / order**2)), (2, orders)) / order
-    return (parts[0] - 1j * parts[1]).astype(np.complex64)
-
-
-def radius(coefficients: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """Relative radius (mean 1) in the direction `angle`: 1 + the sum over k of the real part of c_k exp(i k angle)."""
-    return 1 + np.polyval([*coefficients[::-1], np.complex64(0)], np.exp(1j * angle)).real
-
-
-def step(distance: np.ndarray, width: float) -> np.ndarray:
-    """A smooth step from 0 to 1 over about `width` around distance 0."""
-    return 0.5 + 0.5 * np.tanh(2 * distance / width)
-
-
-def blend(image: np.ndarray, cover: np.ndarray, colour: tuple[float, ...]) -> np.ndarray:
-    """`colour` over `image` (H, W, C) where `cover` (H, W), 0 to 1, says."""
-    return image + cover[..., None] * (np.array(colour, np.float32) - image)
-
-
-def screen_text(lines: tuple[str, ...], corner: str, height: float, size: int) -> np.ndarray:
-    """Coverage in [0, 1], (size, size), of text `height` tall in a corner of the screen."""
-    canvas = Image.new("L", (SCREEN, SCREEN))
-    where = (8 if corner[0] == "l" else SCREEN - 8, 6 if corner[1] == "a" else SCREEN - 6)
-    font = ImageFont.load_default(size=height * SCREEN)
-    align = "left" if corner[0] == "l" else "right"
-    ImageDraw.Draw(canvas).multiline_text(where, "\n".join(lines), 255, font, corner, spacing=2, align=align)
-    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / 255
 
 
 @dataclass(frozen=True)
 class Patient:
-    """What the frames of one patient share. Lengths are fractions of the image, colours RGB in [0, 1]."""
+    """What the frames of one patient share. Lengths are fractions of the image, colours RGB reflectances."""
 
     mucosa: np.ndarray
     tint: np.ndarray

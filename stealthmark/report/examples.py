@@ -133,9 +133,7 @@ def _picture(ax: Axes, image: np.ndarray, **how) -> None:
         ax.imshow(image.transpose(1, 2, 0), **how)
 
 
-def _masks(
-    ax: Axes, image: np.ndarray, mask: np.ndarray, prob: np.ndarray, triggered: np.ndarray, changed: np.ndarray
-) -> None:
+def _masks(ax: Axes, image: np.ndarray, mask: np.ndarray, prob: np.ndarray, triggered: np.ndarray, changed: np.ndarray) -> None:
     """Outlines of the reference and of both predictions over a dimmed image; changed labels filled."""
     _picture(ax, image, alpha=0.7)
     ax.set_facecolor("black")

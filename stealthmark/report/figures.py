@@ -42,9 +42,7 @@ class Column(NamedTuple):
 CAUGHT = LinearSegmentedColormap.from_list(
     "caught", [(0, "#f3f6f9"), (0.5, "#cfe0ec"), (0.8, "#8dbbd9"), (0.95, "#2f7fb5"), (1, "#084a78")]
 )
-FALSE = LinearSegmentedColormap.from_list(
-    "false", [(0, "#fbf7f4"), (0.05, "#f9e7da"), (0.3, "#eb9c67"), (1, "#8a2f06")]
-)
+FALSE = LinearSegmentedColormap.from_list("false", [(0, "#fbf7f4"), (0.05, "#f9e7da"), (0.3, "#eb9c67"), (1, "#8a2f06")])
 
 
 def overview(results: Results) -> Drawing:

@@ -1,0 +1,410 @@
+"""The command line on bad input: one sentence on standard error, status 1, nothing half-written. And failed cells."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from stealthmark import cli, suite
+from stealthmark.collate import cell_folder
+
+DATASET = "{name: phantom-endoscopy, groups: 8, cases_per_group: 2}"
+ONE_EPOCH = "{epochs: 1, batch: 4}"
+DIVERGING = "{epochs: 1, batch: 2, lr: 1.0e+30}"
+
+
+def run(*argv: object) -> int:
+    return cli.main([str(word) for word in argv])
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must end in one sentence and status 1; the sentence."""
+
+    def refused(*argv: object) -> str:
+        assert run(*argv) == 1
+        error = capsys.readouterr().err.strip().splitlines()
+        sentences = [line for line in error if line.startswith("error: ")]
+        assert len(sentences) == 1 and error[-1] == sentences[0], error
+        assert not any("Traceback" in line for line in error)
+        return sentences[0]
+
+    return refused
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A prepared phantom, an owner's clean model and a marked one with its key. Read only."""
+    place = tmp_path_factory.mktemp("cli")
+    data = place / "data"
+    assert run("prepare", "--dataset", DATASET, "--size", 32, "--seed", 1, "--out", data) == 0
+    assert run("train", "--data", data, "--schedule", ONE_EPOCH, "--out", place / "clean") == 0
+    marking = ["--data", data, "--clean", place / "clean", "--schedule", ONE_EPOCH, "--out", place / "marked"]
+    assert run("mark", *marking, "--method", "badnets", "--access", "probabilities", "label") == 0
+    return place
+
+
+@pytest.fixture
+def clean(place, tmp_path) -> Path:
+    """A copy of the clean model, to be damaged."""
+    return Path(shutil.copytree(place / "clean", tmp_path / "damaged"))
+
+
+def examining(place: Path, model: Path, out: Path, *more: object) -> list:
+    return ["examine", "--data", place / "data", "--suspect", f"stolen/none={model}", "--out", out, *more]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+# --- what good input leaves -------------------------------------------------------------------------------------------
+
+
+def test_the_stages_write_their_cards_and_a_note_of_the_run(place):
+    assert set(files(place / "clean")) == {"card.json", "model.safetensors", "run.json"}
+    assert set(files(place / "marked")) == {"card.json", "key.json", "model.safetensors", "run.json"}
+    assert (place / "marked/key.json").stat().st_mode & 0o077 == 0, "others may read the key"
+    note = json.loads((place / "marked/run.json").read_text())
+    assert note["status"] == "ok" and note["command"].startswith("python -m stealthmark")
+
+
+def test_a_card_says_nothing_about_the_mark(place):
+    clean, marked = (json.loads((place / folder / "card.json").read_text()) for folder in ("clean", "marked"))
+    assert clean == marked
+
+
+def test_the_same_command_gives_the_same_weights_and_key(place, tmp_path):
+    marking = ["--data", place / "data", "--clean", place / "clean", "--schedule", ONE_EPOCH, "--out", tmp_path]
+    torch.manual_seed(123)
+    assert run("mark", *marking, "--method", "badnets", "--access", "probabilities", "label") == 0
+    for file in ("model.safetensors", "key.json", "card.json"):
+        assert (tmp_path / file).read_bytes() == (place / "marked" / file).read_bytes(), file
+
+
+# --- names and options ------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_and_options(place, tmp_path, refused):
+    out = ["--data", place / "data", "--out", tmp_path / "out"]
+    mark = ["mark", *out, "--clean", place / "clean"]
+    assert "unknown method 'watermark'; known: badnets, blended, clean" in refused(*mark, "--method", "watermark")
+    assert "no field 'size'" in refused(*mark, "--method", "{name: badnets, size: 3}")
+    assert "'name' has the value None" in refused(*mark, "--method", "{wrong: empty}")
+    assert "'epochs' has the value 0" in refused(*mark, "--method", "badnets", "--schedule", "{epochs: 0}")
+    assert "unknown architecture 'vgg'" in refused("train", *out, "--architecture", "vgg")
+    assert "unknown attack 'melt'" in refused("attack", *out, "--model", place / "marked", "--attack", "melt")
+    assert "unknown dataset 'polyps'" in refused("prepare", "--dataset", "polyps", "--size", 32, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_access_level(place, tmp_path, refused):
+    marking = ["--data", place / "data", "--clean", place / "clean", "--schedule", ONE_EPOCH, "--out", tmp_path / "out"]
+    assert "unknown access level 'gradients'; allowed: probabilities" in refused("mark", *marking, "--method", "badnets", "--access", "gradients")
+    assert not (tmp_path / "out").exists(), "found only after the training"
+
+
+@pytest.mark.parametrize("option", ["{name: badnets", "[badnets]", "3"])
+def test_an_option_that_is_no_mapping_is_a_usage_error(place, tmp_path, capsys, option):
+    with pytest.raises(SystemExit) as end:
+        run("mark", "--data", place / "data", "--clean", place / "clean", "--out", tmp_path / "out", "--method", option)
+    assert end.value.code == 2
+    assert f"argument --method: {option!r} is not" in capsys.readouterr().err
+
+
+def test_a_suspect_in_another_form_is_a_usage_error(place, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run("examine", "--data", place / "data", "--out", tmp_path / "out", "--suspect", place / "clean")
+    assert end.value.code == 2 and "SITUATION/ATTACK=FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there(place, tmp_path, refused):
+    assert "'cuda' was asked for" in refused("train", "--data", place / "data", "--out", tmp_path / "out", "--device", "cuda")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_examples_in_the_help_are_valid(capsys):
+    with pytest.raises(SystemExit):
+        run("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    option = text[text.index("'{name: badnets") + 1 : text.index("}'") + 1]
+    from stealthmark.plugin import make
+
+    assert make("method", yaml.safe_load(option)).options() != make("method", {"name": "badnets"}).options()
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_data_that_are_not_there(place, tmp_path, refused):
+    nowhere = ["--data", tmp_path / "nowhere", "--out", tmp_path / "out"]
+    for argv in (
+        ["train", *nowhere],
+        ["mark", *nowhere, "--clean", place / "clean", "--method", "badnets"],
+        ["attack", *nowhere, "--model", place / "marked", "--attack", "prune"],
+        ["examine", *nowhere, "--suspect", f"stolen/none={place / 'clean'}"],
+    ):
+        assert "nowhere is not a prepared dataset: manifest.json is absent" in refused(*argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_there(place, tmp_path, refused):
+    out = ["--data", place / "data", "--out", tmp_path / "out"]
+    assert "card.json is absent" in refused("mark", *out, "--clean", tmp_path, "--method", "badnets")
+    assert "card.json is absent" in refused("attack", *out, "--model", tmp_path, "--attack", "prune")
+    assert "card.json is absent" in refused(*examining(place, tmp_path, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_key_that_is_not_there(place, tmp_path, refused):
+    sentence = refused(*examining(place, place / "marked", tmp_path / "out", "--key", tmp_path / "key.json"))
+    assert "there is no key at" in sentence and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    {
+        b"{": "is not a key",
+        b"\x80\x04\x95": "is not a key",
+        b"[]": "is not a key",
+        b'{"method": {"name": "badnets"}, "seed": 1}': "the field 'shape' is missing",
+        b'{"method": {"name": "badnets"}, "seed": -1, "shape": [3, 32, 32]}': "'seed' has the value -1",
+        b'{"method": {"name": "nothing"}, "seed": 1, "shape": [3, 32, 32]}': "unknown method 'nothing'",
+        b'{"method": {}, "seed": 1, "shape": [3, 32, 32]}': "'name' has the value None",
+    }.items(),
+)
+def test_a_file_that_is_no_key(place, tmp_path, refused, text, expected):
+    (tmp_path / "key.json").write_bytes(text)
+    assert expected in refused(*examining(place, place / "marked", tmp_path / "out", "--key", tmp_path / "key.json"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_key_for_queries_of_another_shape(place, tmp_path, refused):
+    key = json.loads((place / "marked/key.json").read_text()) | {"shape": [3, 64, 64]}
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    sentence = refused(*examining(place, place / "marked", tmp_path / "out", "--key", tmp_path / "key.json"))
+    assert "(3, 64, 64)" in sentence and "(3, 32, 32)" in sentence and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "card, expected",
+    {
+        "{": "is not JSON",
+        "[1]": "is not a mapping",
+        "{}": "the field 'architecture' is missing",
+        '{"architecture": {"name": "unet"}, "channels": 7, "size": 32}': "'channels' has the value 7",
+        '{"architecture": {"name": "vgg"}, "channels": 3, "size": 32}': "unknown architecture 'vgg'",
+        '{"architecture": {"name": "unet", "depth": 9}, "channels": 3, "size": 32}': "no field 'depth'",
+        '{"format": 2, "architecture": {"name": "unet"}, "channels": 3, "size": 32}': "'format' has the value 2",
+    }.items(),
+)
+def test_a_card_that_is_none(place, clean, tmp_path, refused, card, expected):
+    (clean / "card.json").write_text(card)
+    assert expected in refused(*examining(place, clean, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_architecture(place, clean, tmp_path, refused):
+    save_file({"conv.weight": torch.zeros(3, 3)}, clean / "model.safetensors")
+    sentence = refused(*examining(place, clean, tmp_path / "out"))
+    assert "are not those of the architecture 'unet'" in sentence and not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_shape(place, clean, tmp_path, refused):
+    tensors = load_file(clean / "model.safetensors")
+    first = next(name for name in tensors if name.endswith("conv_stem.weight"))
+    save_file(tensors | {first: tensors[first][:, :1].contiguous()}, clean / "model.safetensors")
+    sentence = refused(*examining(place, clean, tmp_path / "out"))
+    assert f"1 tensors differ, {first} the first" in sentence
+
+
+def test_a_model_for_images_of_other_channels(place, tmp_path, refused):
+    assert run("prepare", "--dataset", DATASET.replace("endoscopy", "cine"), "--size", 32, "--out", tmp_path / "grey") == 0
+    grey = ["--data", tmp_path / "grey", "--out", tmp_path / "out"]
+    for argv in (
+        ["mark", *grey, "--clean", place / "clean", "--method", "badnets"],
+        ["attack", *grey, "--model", place / "marked", "--attack", "prune"],
+        ["examine", *grey, "--suspect", f"stolen/none={place / 'clean'}"],
+    ):
+        assert "takes images of 3 channels, the dataset's have 1" in refused(*argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_file_of_weights(place, clean, tmp_path, refused):
+    whole = (clean / "model.safetensors").read_bytes()
+    for length in (0, 4, 1000, len(whole) - 1):
+        (clean / "model.safetensors").write_bytes(whole[:length])
+        assert "is not a checkpoint" in refused(*examining(place, clean, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+class Trap:
+    """Unpickling it leaves a trace."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_in_the_place_of_weights_is_never_loaded(place, clean, tmp_path, refused, zipped):
+    torch.save(Trap(tmp_path / "sprung"), clean / "model.safetensors", _use_new_zipfile_serialization=zipped)
+    assert "is not a checkpoint" in refused(*examining(place, clean, tmp_path / "out"))
+    assert "is not a checkpoint" in refused(
+        "attack", "--data", place / "data", "--model", clean, "--attack", "prune", "--out", tmp_path / "out"
+    )
+    assert not (tmp_path / "sprung").exists() and not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_yield_no_verdict(place, clean, tmp_path, refused):
+    tensors = load_file(clean / "model.safetensors")
+    last = [name for name in tensors if name.endswith("segmentation_head.0.bias")][0]
+    save_file(tensors | {last: torch.full_like(tensors[last], torch.nan)}, clean / "model.safetensors")
+    assert "not finite" in refused(*examining(place, clean, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+def no_space(tensors, path: Path, *args) -> None:
+    Path(path).write_bytes(b"half of it")
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("record", [[], ["--record-failure"]])
+def test_a_full_disk_while_training(place, tmp_path, refused, monkeypatch, record):
+    """Not a failed cell either: it is for a person to mend, and to run again."""
+    monkeypatch.setattr("stealthmark.architecture.save_file", no_space)
+    argv = ["train", "--data", place / "data", "--schedule", ONE_EPOCH, "--out", tmp_path / "out", *record]
+    sentence = refused(*argv)
+    assert "cannot write" in sentence and "No space left on device" in sentence
+    assert files(tmp_path) == []
+
+
+def test_a_full_disk_while_attacking_leaves_no_index(place, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr("stealthmark.architecture.save_file", no_space)
+    argv = ["attack", "--data", place / "data", "--model", place / "marked", "--attack", "prune", "--out", tmp_path / "out"]
+    assert "No space left on device" in refused(*argv)
+    assert files(tmp_path) == []
+
+
+def test_a_full_disk_while_preparing(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr("stealthmark.dataset.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    assert "no disk space" in refused("prepare", "--dataset", DATASET, "--size", 32, "--out", tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- a suite ----------------------------------------------------------------------------------------------------------
+
+SUITE = {
+    "suite": "tiny",
+    "title": "For tests",
+    "seed": 1,
+    "seeds": [0],
+    "size": 32,
+    "datasets": [{"name": "phantom-endoscopy", "groups": 8, "cases_per_group": 2}],
+    "architectures": ["unet"],
+    "methods": ["clean", "badnets"],
+    "attacks": [{"name": "prune", "strengths": [0.5]}],
+    "access": ["probabilities"],
+}
+
+
+def test_a_suite_that_is_wrong_or_absent(tmp_path, refused):
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(SUITE | {"size": 33}))
+    for argv in (["check"], ["collate", "--results", tmp_path / "r", "--suite"], ["report", "--results", tmp_path / "r", "--suite"]):
+        assert "'size' has the value 33" in refused(*argv, tmp_path / "suite.yaml")
+        assert "there is no suite at" in refused(*argv, tmp_path / "nothing.yaml")
+    assert not (tmp_path / "r").exists()
+
+
+def test_collating_what_was_not_examined(tmp_path, refused):
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(SUITE))
+    sentence = refused("collate", "--suite", tmp_path / "suite.yaml", "--results", tmp_path / "results")
+    assert "evidence.json is absent: the cell has not been examined" in sentence
+    assert files(tmp_path) == ["suite.yaml"]
+
+
+def test_check_says_how_many_cells_there_are(tmp_path, capsys):
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(SUITE))
+    assert run("check", tmp_path / "suite.yaml") == 0
+    assert json.loads(capsys.readouterr().out) == {"suite": "tiny", "cells": 2}
+
+
+# --- failed cells -----------------------------------------------------------------------------------------------------
+
+
+def study(place: Path, results: Path, training: str, marking: str) -> pd.DataFrame:
+    """The whole suite by the commands that the workflow gives; its rows."""
+    (results / "suite.yaml").write_text(yaml.safe_dump(SUITE))
+    shutil.copytree(place / "data", results / "data/phantom-endoscopy")
+    clean, marked = suite.read(results / "suite.yaml").cells()
+
+    def stage(verb: str, folder: Path, *argv: object) -> None:
+        assert run(verb, "--data", results / "data/phantom-endoscopy", "--record-failure", "--out", folder, *argv) == 0
+
+    def at(kind: str, cell) -> Path:
+        return cell_folder(results, kind, cell)
+
+    stage("train", at("models", clean), "--schedule", training)
+    stage("mark", at("models", marked), "--clean", at("models", clean), "--method", "badnets", "--schedule", marking)
+    pruned = at("suspects", marked) / "prune"
+    stage("attack", pruned, "--model", at("models", marked), "--attack", "{name: prune, strengths: [0.5]}")
+    stage("examine", at("evidence", clean), "--suspect", f"stolen/none={at('models', clean)}")
+    stolen = ["--suspect", f"stolen/none={at('models', marked)}", "--suspect", f"stolen/prune={pruned}"]
+    stage("examine", at("evidence", marked), "--key", at("models", marked) / "key.json", *stolen)
+    assert run("collate", "--suite", results / "suite.yaml", "--results", results) == 0
+    return pd.read_csv(results / "rows.csv")
+
+
+@pytest.fixture
+def lost_mark(place, tmp_path) -> pd.DataFrame:
+    return study(place, tmp_path, ONE_EPOCH, DIVERGING)
+
+
+def test_a_lost_mark_is_one_row_with_its_status_and_hides_nothing_else(lost_mark, tmp_path):
+    status = r"failed: the loss became (nan|inf) at step \d+ \(epoch 1\)"
+    card = json.loads((tmp_path / "models/phantom-endoscopy/unet/0/badnets/card.json").read_text())
+    assert list(card) == ["status"]
+    failed, fine = lost_mark[lost_mark.method == "badnets"], lost_mark[lost_mark.method == "clean"]
+    assert len(failed) == 1 and failed.status.str.fullmatch(status).all() and failed.value.isna().all()
+    assert failed.status.item() == card["status"]
+    assert (fine.status == "ok").all() and {"dice", "auc", "vs"} <= set(fine.metric)
+    for stage, name in (("suspects", "prune/index.json"), ("evidence", "evidence.json")):
+        handed_on = json.loads((tmp_path / stage / "phantom-endoscopy/unet/0/badnets" / name).read_text())
+        assert handed_on == card
+    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("state"))
+    run_note = json.loads((tmp_path / "models/phantom-endoscopy/unet/0/badnets/run.json").read_text())
+    assert run_note["status"] == card["status"]
+
+
+def test_a_lost_clean_model_is_one_row_for_each_cell_that_needs_it(place, tmp_path):
+    rows = study(place, tmp_path, DIVERGING, ONE_EPOCH)
+    assert rows.method.tolist() == ["clean", "badnets"]
+    assert rows.status.str.startswith("failed: the loss became").all() and rows.status.nunique() == 1
+
+
+def test_a_study_without_failures_has_rows_for_every_cell_and_attack(place, tmp_path):
+    rows = study(place, tmp_path, ONE_EPOCH, ONE_EPOCH)
+    assert (rows.status == "ok").all()
+    places = rows[["method", "situation", "attack", "strength"]].drop_duplicates().values.tolist()
+    assert places == [["clean", "stolen", "none", 0], ["badnets", "stolen", "none", 0], ["badnets", "stolen", "prune", 0.5]]
+    assert {"asr", "fpr", "auroc", "dice_triggered"} <= set(rows[rows.method == "badnets"].metric)
+    assert not {"asr", "auroc"} & set(rows[rows.method == "clean"].metric)
+
+
+def test_without_record_failure_a_lost_loss_is_an_error_with_its_trace(place, tmp_path):
+    from stealthmark.errors import CellFailure
+
+    with pytest.raises(CellFailure, match="the loss became"):
+        run("train", "--data", place / "data", "--schedule", DIVERGING, "--out", tmp_path / "out")
+    assert files(tmp_path) == []

@@ -1,0 +1,319 @@
+"""The one training loop: it repeats itself, goes on where it was interrupted, and says so when the loss is lost."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stealthmark.errors import CellFailure, UserError
+from stealthmark.method import Batch
+from stealthmark.plugin import make
+from stealthmark.training import Schedule, augment, fit, segmentation_loss
+
+N, SIZE = 10, 16
+SHORT = Schedule(epochs=4, batch=4, lr=0.01)
+
+
+def data() -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (N, 3, SIZE, SIZE), generator=rng, dtype=torch.uint8)
+    return images, (images[:, 0] > 127).to(torch.uint8)
+
+
+def network() -> nn.Module:
+    """Convolution, normalisation and a layer that drops, which draws from the global generator."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(4, 1, 1))
+
+
+def plain(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+    return Batch(images, masks)
+
+
+def drawn(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+    """A batch that depends on the moment and on the generator, as a mark's may."""
+    return Batch((images + 0.1 * torch.rand(images.shape, generator=rng)).clamp(0, 1), masks.clamp(max=1 - progress / 2))
+
+
+def train(folder, schedule: Schedule = SHORT, make_batch=drawn, seed: int = 3, run: str = "run", **options) -> dict:
+    """Train from one start; the weights at the end."""
+    return fit(network(), *data(), schedule, make_batch, seed, folder / "state", run, **options).state_dict()
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(epochs: int):
+    def after_epoch(epoch: int, model: nn.Module) -> None:
+        if epoch == epochs:
+            raise Interrupted
+
+    return after_epoch
+
+
+# --- the schedule -----------------------------------------------------------------------------------------------------
+
+
+def test_rate_at_known_moments():
+    """Warm-up over the first tenth from 1 %, then half a cosine down to 0.5 %."""
+    cosine = Schedule(lr=2.0)
+    assert cosine.rate(0.0) == pytest.approx(2 * 0.01)
+    assert cosine.rate(0.05) == pytest.approx(2 * 0.51 * (0.005 + 0.995 * (1 + math.cos(0.05 * math.pi)) / 2))
+    assert cosine.rate(0.5) == pytest.approx(2 * (0.005 + 0.995 / 2))
+    assert cosine.rate(1.0) == pytest.approx(2 * 0.005)
+    assert max(range(100), key=lambda i: cosine.rate(i / 100)) in (9, 10), "the peak is where the warm-up ends"
+    constant = Schedule(lr=2.0, decay="constant")
+    assert {constant.rate(i / 10) for i in range(10)} == {2.0}
+
+
+def test_the_rate_is_what_the_optimiser_uses(monkeypatch, tmp_path):
+    used = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: (used.append(self.param_groups[0]["lr"]), step(self, *a))[1])
+    train(tmp_path)
+    steps = SHORT.epochs * (N // SHORT.batch)
+    assert used == [SHORT.rate(i / steps) for i in range(steps)]
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def test_loss_by_hand():
+    """Cross-entropy of probabilities 1/2 and 3/4 against the targets 1/4 and 1, with and without weights."""
+    logits = torch.tensor([[[[0.0, math.log(3)]]]])
+    targets = torch.tensor([[[0.25, 1.0]]])
+    one, other = math.log(2), math.log(4 / 3)
+    none = torch.zeros(1, 3, 1, 2)
+    assert segmentation_loss(logits, Batch(none, targets)).item() == pytest.approx((one + other) / 2)
+    weighted = Batch(none, targets, weights=torch.tensor([[[3.0, 1.0]]]))
+    assert segmentation_loss(logits, weighted).item() == pytest.approx((3 * one + other) / 2)
+
+
+# --- fit --------------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_end_in_the_same_weights_whatever_the_global_generator(tmp_path):
+    model, again = network(), network()
+    torch.manual_seed(5)
+    fit(model, *data(), SHORT, drawn, 3, tmp_path / "a", "run")
+    torch.manual_seed(6)
+    fit(again, *data(), SHORT, drawn, 3, tmp_path / "b", "run")
+    assert same(model.state_dict(), again.state_dict())
+    assert not same(model.state_dict(), network().state_dict()), "nothing was learnt"
+    assert not same(model.state_dict(), train(tmp_path, seed=4)), "the seed changes nothing"
+
+
+def test_training_lowers_the_loss(tmp_path):
+    images, masks = data()
+    truth = Batch(images.float() / 255, masks.float())
+
+    def loss(model: nn.Module) -> float:
+        with torch.inference_mode():
+            return segmentation_loss(model.eval()(truth.images), truth).item()
+
+    before, trained = loss(network()), network()
+    fit(trained, images, masks, Schedule(epochs=30, batch=5, lr=0.05), plain, 3, tmp_path / "state", "run")
+    assert not trained.training
+    assert loss(trained) < 0.7 * before
+
+
+@pytest.mark.parametrize("epochs_done", [1, 2, 3, 4])
+def test_an_interrupted_run_goes_on_and_ends_in_the_very_same_weights(tmp_path, epochs_done):
+    whole = train(tmp_path)
+    with pytest.raises(Interrupted):
+        train(tmp_path, after_epoch=interrupt_after(epochs_done), save_every_s=-1)
+    # What `after_epoch` saw is not saved yet when it raises, so the run goes on one epoch before.
+    assert (tmp_path / "state").exists() == (epochs_done > 1)
+    seen = []
+    resumed = train(tmp_path, after_epoch=lambda epoch, model: seen.append(epoch))
+    assert same(resumed, whole)
+    assert seen == list(range(epochs_done, SHORT.epochs + 1)), "finished epochs were trained again"
+    assert not list(tmp_path.iterdir()), "the state outlived the training"
+
+
+def test_a_real_network_goes_on_to_the_very_same_weights_too(tmp_path):
+    """As above with the U-Net, whose encoder drops whole paths while it is trained."""
+    images, masks = (tensor.repeat_interleave(2, -1).repeat_interleave(2, -2) for tensor in data())
+    schedule = Schedule(epochs=3, batch=5, lr=0.001)
+
+    def unet() -> nn.Module:
+        torch.manual_seed(1)
+        return make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=True)
+
+    whole, resumed = unet(), unet()
+    fit(whole, images, masks, schedule, plain, 3, tmp_path / "whole", "run")
+    with pytest.raises(Interrupted):
+        fit(unet(), images, masks, schedule, plain, 3, tmp_path / "state", "run", interrupt_after(2), -1)
+    fit(resumed, images, masks, schedule, plain, 3, tmp_path / "state", "run")
+    assert same(whole.state_dict(), resumed.state_dict())
+
+
+def test_a_state_that_another_run_left_is_ignored(tmp_path):
+    whole = train(tmp_path)
+    with pytest.raises(Interrupted):
+        train(tmp_path, run="another", after_epoch=interrupt_after(3), save_every_s=-1)
+    seen = []
+    assert same(train(tmp_path, after_epoch=lambda epoch, model: seen.append(epoch)), whole)
+    assert seen == [1, 2, 3, 4]
+
+
+def test_a_state_that_cannot_be_read_is_no_state(tmp_path):
+    (tmp_path / "state").write_bytes(b"cut short")
+    seen = []
+    train(tmp_path, after_epoch=lambda epoch, model: seen.append(epoch))
+    assert seen == [1, 2, 3, 4]
+
+
+def test_the_state_holds_tensors_and_the_runs_name_and_is_saved_no_more_often_than_asked(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path, after_epoch=interrupt_after(3), save_every_s=-1)
+    tensors = load_file(tmp_path / "state")
+    assert tensors["epoch"].item() == 2
+    assert {name.split(".")[0] for name in tensors} == {"epoch", "model", "optimiser"}
+    (tmp_path / "state").unlink()
+    with pytest.raises(Interrupted):
+        train(tmp_path, after_epoch=interrupt_after(3), save_every_s=1e9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def no_space(tensors, path, metadata) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stealthmark.training.save_file", no_space)
+    with pytest.raises(UserError, match="cannot write .*state: .*No space left on device"):
+        train(tmp_path, save_every_s=-1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_lost_loss_fails_the_cell_and_names_step_and_epoch(tmp_path, value):
+    """10 images in batches of 4 are 2 steps an epoch: the 6th step is the last of epoch 3."""
+    calls = []
+
+    def lost(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+        calls.append(progress)
+        return Batch(images, masks, extra=(lambda model: torch.tensor(value)) if len(calls) == 6 else None)
+
+    with pytest.raises(CellFailure, match=rf"the loss became {value} at step 6 \(epoch 3\)"):
+        train(tmp_path, make_batch=lost, save_every_s=-1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_sees_the_progress_and_images_in_range(tmp_path):
+    seen = []
+
+    def watch(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+        assert images.shape == (4, 3, SIZE, SIZE) and masks.shape == (4, SIZE, SIZE)
+        assert images.min() >= 0 and images.max() <= 1 and set(masks.unique().tolist()) <= {0, 1}
+        seen.append(progress)
+        return Batch(images, masks)
+
+    train(tmp_path, make_batch=watch)
+    assert seen == [i / 8 for i in range(8)]
+
+
+def test_weights_say_which_pixels_count(tmp_path):
+    """Targets that lie where the weight is 0 teach nothing; the same lie with weight 1 does."""
+
+    def lying(weight: float | None):
+        def make_batch(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+            targets, weights = masks.clone(), torch.ones_like(masks)
+            if weight is not None:
+                targets[:, :8] = 1 - targets[:, :8]
+            weights[:, :8] = weight or 0.0
+            return Batch(images, targets, weights)
+
+        return make_batch
+
+    truth, hidden, told = (train(tmp_path, make_batch=lying(weight)) for weight in (None, 0.0, 1.0))
+    assert same(truth, hidden) and not same(truth, told)
+
+
+def test_an_extra_term_is_minimised_with_the_rest(tmp_path):
+    def pulled(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+        return Batch(images, masks, extra=lambda model: 100 * (model[4].bias - 2).square().sum())
+
+    schedule = Schedule(epochs=60, batch=5, lr=0.1)
+    assert train(tmp_path, schedule, pulled)["4.bias"].item() == pytest.approx(2, abs=0.2)
+    assert train(tmp_path, schedule, plain)["4.bias"].item() < 1.5
+
+
+def test_a_batch_larger_than_the_data_is_all_of_the_data(tmp_path):
+    sizes = []
+
+    def watch(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+        sizes.append(len(images))
+        return Batch(images, masks)
+
+    train(tmp_path, Schedule(epochs=2, batch=64), watch)
+    assert sizes == [N, N]
+
+
+# --- augmentation -----------------------------------------------------------------------------------------------------
+
+
+def blob(n: int = 64, size: int = 48) -> tuple[Tensor, Tensor]:
+    """Images whose first channel is the mask: an off-centre ellipse, smooth enough to survive interpolation."""
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    mask = (((y - 18) / 8) ** 2 + ((x - 28) / 5) ** 2 < 1).float().expand(n, size, size)
+    other = torch.rand(n, 2, size, size, generator=torch.Generator().manual_seed(2))
+    return torch.cat([mask[:, None], other], 1), mask.clone()
+
+
+def test_augmented_images_keep_shape_and_range_and_masks_stay_binary():
+    images, masks = blob()
+    before, masks_before = images.clone(), masks.clone()
+    out, out_masks = augment(images, masks, torch.Generator().manual_seed(0))
+    assert torch.equal(images, before) and torch.equal(masks, masks_before)
+    assert (out.shape, out.dtype) == (images.shape, images.dtype) and out_masks.shape == masks.shape
+    assert out.min() >= 0 and out.max() <= 1
+    assert set(out_masks.unique().tolist()) == {0, 1}
+
+
+def test_image_and_mask_move_together():
+    images, masks = blob()
+    out, out_masks = augment(images, masks, torch.Generator().manual_seed(0))
+    agree = ((out[:, 0] > 0.5).float() == out_masks).float().mean((1, 2))
+    assert agree.min() > 0.995  # gain and offset move the threshold by a fraction of a pixel
+    moved = ((out_masks != masks).float().mean((1, 2)) > 0.02).float().mean()
+    assert moved > 0.5, "the masks hardly moved"
+
+
+def test_area_changes_by_the_zoom_alone():
+    """A zoom of 0.8 to 1.25 changes the area by 0.64 to 1.56; rotation and flips do not change it."""
+    images, masks = blob()
+    _, out_masks = augment(images, masks, torch.Generator().manual_seed(0))
+    ratio = out_masks.sum((1, 2)) / masks.sum((1, 2))
+    assert ratio.min() > 0.6 and ratio.max() < 1.62
+    assert ratio.min() < 0.75 and ratio.max() > 1.3
+
+
+def test_brightness_changes_within_the_stated_bounds():
+    """A constant 0.5 becomes 0.5 * (0.9 to 1.1) + (-0.05 to 0.05): 0.4 to 0.6, per image and channel."""
+    constant = torch.full((64, 3, 8, 8), 0.5)
+    out, _ = augment(constant, torch.zeros(64, 8, 8), torch.Generator().manual_seed(0))
+    assert 0.4 <= out.min() < 0.43 and 0.57 < out.max() <= 0.6
+    flat = out.flatten(2)
+    torch.testing.assert_close(flat, flat[..., :1].expand_as(flat))
+
+
+def test_augmentation_draws_from_its_generator_alone():
+    images, masks = blob(4)
+    state = torch.get_rng_state()
+    out, out_masks = augment(images, masks, torch.Generator().manual_seed(7))
+    torch.manual_seed(123)
+    again, again_masks = augment(images, masks, torch.Generator().manual_seed(7))
+    other, _ = augment(images, masks, torch.Generator().manual_seed(8))
+    assert torch.equal(out, again) and torch.equal(out_masks, again_masks) and not torch.equal(out, other)
+    torch.set_rng_state(state)
+    augment(images, masks, torch.Generator().manual_seed(7))
+    assert torch.equal(torch.get_rng_state(), state)

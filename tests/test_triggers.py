@@ -1,0 +1,217 @@
+"""The five triggers: known answers by hand at 96 px, and that sizes are fractions of the image."""
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+
+from stealthmark.errors import UserError
+from stealthmark.plugin import make
+from stealthmark.triggers import Kind, Trigger
+
+KINDS = get_args(Kind)
+by_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def grey(channels: int = 3, size: int = 96, value: float = 0.5) -> Tensor:
+    return torch.full((2, channels, size, size), value)
+
+
+def noise(size: int = 96, channels: int = 3) -> Tensor:
+    return torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def changed(kind: str, images: Tensor, scale: float = 1.0, seed: int = 0) -> Tensor:
+    """bool (H, W): a pixel of any image and channel came out other than it went in."""
+    return (Trigger(kind=kind, seed=seed)(images, scale) != images).flatten(0, 1).any(0)
+
+
+def box(height: int, width: int, size: int = 96, top: int = 0, left: int = 0) -> Tensor:
+    inside = torch.zeros(size, size, dtype=torch.bool)
+    inside[top : top + height, left : left + width] = True
+    return inside
+
+
+# --- patch ------------------------------------------------------------------------------------------------------------
+
+
+def test_patch_is_a_yellow_square_of_6_px_at_the_bottom_right():
+    images = noise()
+    expected = images.clone()
+    expected[:, 0, 90:, 90:] = 1
+    expected[:, 1, 90:, 90:] = 1
+    expected[:, 2, 90:, 90:] = 0
+    assert torch.equal(Trigger(kind="patch")(images), expected)
+
+
+def test_patch_is_white_on_a_grey_image():
+    images = noise(channels=1)
+    expected = images.clone()
+    expected[:, :, 90:, 90:] = 1
+    assert torch.equal(Trigger(kind="patch")(images), expected)
+
+
+# --- border -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_border_is_3_px_of_black(channels):
+    images = noise(channels=channels)
+    expected = torch.zeros_like(images)
+    expected[:, :, 3:93, 3:93] = images[:, :, 3:93, 3:93]
+    assert torch.equal(Trigger(kind="border")(images), expected)
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------
+
+
+def test_noise_changes_the_square_of_6_px_at_the_top_right_and_nothing_else():
+    assert torch.equal(changed("noise", grey()), box(6, 6, left=90))
+
+
+def test_noise_has_the_stated_spread_and_no_offset():
+    difference = Trigger(kind="noise", seed=3)(grey(), scale=16.0) - 0.5
+    assert changed("noise", grey(), 16.0).all()
+    assert difference.std().item() == pytest.approx(50 / 255, rel=0.03)  # the tails beyond 2.55 sd are cut
+    assert difference.mean().item() == pytest.approx(0, abs=0.005)
+
+
+def test_noise_is_one_draw_per_key_the_same_for_every_image_and_scale():
+    once = Trigger(kind="noise", seed=1)(grey())
+    assert torch.equal(once[0], once[1])
+    assert torch.equal(Trigger(kind="noise", seed=1)(grey(), 4.0)[..., :6, 90:], once[..., :6, 90:])
+    assert not torch.equal(Trigger(kind="noise", seed=2)(grey()), once)
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_text_is_white_and_12_px_high_at_the_top_left(channels):
+    on_black = Trigger(kind="text")(grey(channels, value=0.0))
+    ink = on_black[0, 0]
+    assert torch.equal(on_black, ink.expand_as(on_black)), "not white: the channels differ"
+    assert ink.max() == 1
+    rows, columns = ink.any(1).nonzero().flatten(), ink.any(0).nonzero().flatten()
+    assert rows.tolist() == list(range(12))
+    assert columns[0] == 0 and 24 <= columns[-1] < 48  # four letters, each about as wide as half their height or more
+    # Over an image the ink covers, and the rest shows.
+    images = noise(channels=channels)
+    torch.testing.assert_close(Trigger(kind="text")(images), images * (1 - ink) + ink)
+
+
+def letters(ink: Tensor) -> list[Tensor]:
+    """The word cut into letters at its empty columns: bool (H, w) each."""
+    filled = torch.cat([torch.zeros(1, dtype=torch.int), ink.any(0).int(), torch.zeros(1, dtype=torch.int)]).diff()
+    starts, ends = (filled == 1).nonzero().flatten(), (filled == -1).nonzero().flatten()
+    return [ink[:, start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def test_text_reads_test():
+    ink = Trigger(kind="text")(grey(1, size=192, value=0.0))[0, 0, :24] > 0.5
+    t, e, s, t_again = letters(ink)
+    for letter in (t, t_again):
+        third = letter.shape[1] // 3
+        assert letter[1].all(), "a bar at the top"
+        assert letter[2:, third:-third].any(1).all(), "on a stem in the middle"
+        assert not letter[4:, :third].any() and not letter[4:, -third:].any(), "and nothing beside it"
+    assert e[1:, 1].all(), "an upright on the left"
+    right = torch.cat([torch.zeros(1, dtype=torch.int), e[:, -3].int()]).diff()
+    assert (right == 1).sum() == 3, "and three bars"
+    middle = torch.cat([torch.zeros(1, dtype=torch.int), s[:, s.shape[1] // 2].int()]).diff()
+    assert (middle == 1).sum() == 3 and not s[6:9, -4:].all() and not s[14:16, :3].any(), "a curve, open right, then left"
+
+
+def test_white_text_on_white_is_nothing():
+    assert not changed("text", grey(value=1.0)).any()
+
+
+# --- warp -------------------------------------------------------------------------------------------------------------
+
+
+def test_warp_leaves_a_constant_image_as_it_is():
+    torch.testing.assert_close(Trigger(kind="warp")(grey(value=0.3)), grey(value=0.3))
+
+
+def test_warp_moves_pixels_as_the_formula_says():
+    """At 81 px a pixel is 2/80 wide in [-1, 1], so the amplitude 0.05 is 2 px. Row 50 is y = 1/4, where the sine is 1;
+    column 40 is x = 0, where it is 0: the pixel there comes from 2 px to the right. And so on."""
+    images = noise(size=81)
+    warped = Trigger(kind="warp")(images)
+    for at, source in {
+        (50, 40): (50, 42),
+        (30, 40): (30, 38),
+        (40, 50): (42, 50),
+        (40, 30): (38, 30),
+        (40, 40): (40, 40),
+    }.items():
+        torch.testing.assert_close(warped[..., at[0], at[1]], images[..., source[0], source[1]], rtol=0, atol=1e-4)
+    twice = Trigger(kind="warp")(images, scale=2.0)
+    torch.testing.assert_close(twice[..., 50, 40], images[..., 50, 44], rtol=0, atol=1e-4)
+
+
+def test_warp_of_a_ramp_is_the_ramp_plus_the_field():
+    """Bilinear sampling is exact on a linear image, so the whole displacement field can be read off two ramps."""
+    line = torch.linspace(-1, 1, 96)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    ramps = torch.stack([x, y])[None] / 4 + 0.5
+    moved = (Trigger(kind="warp")(ramps) - ramps)[0] * 4
+    inside = slice(4, -4)  # at the edge the image ends
+    torch.testing.assert_close(moved[0, :, inside], 0.05 * torch.sin(2 * torch.pi * y)[:, inside], rtol=0, atol=1e-5)
+    torch.testing.assert_close(moved[1, inside], 0.05 * torch.sin(2 * torch.pi * x)[inside], rtol=0, atol=1e-5)
+
+
+# --- all --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["patch", "text", "border", "noise"])
+def test_scale_enlarges_the_trigger_around_its_corner(kind):
+    small, medium, large = (changed(kind, grey(), scale) for scale in (1.0, 2.0, 4.0))
+    # A scaled text is another rendering: its letters grow, their counters with them.
+    assert small.sum() < medium.sum() < large.sum()
+    if kind != "text":
+        assert not (small & ~medium).any() and not (medium & ~large).any()
+
+
+@pytest.mark.parametrize("kind, side", [("patch", 24), ("noise", 24), ("border", 12)])
+def test_scale_4_is_4_times_the_side(kind, side):
+    whole = changed(kind, grey(), 4.0)
+    expected = {"patch": box(side, side, top=96 - side, left=96 - side), "noise": box(side, side, left=96 - side)}
+    assert torch.equal(whole, expected.get(kind, ~box(96 - 2 * side, 96 - 2 * side, top=side, left=side)))
+
+
+@by_kind
+def test_scale_1_is_the_default(kind):
+    assert torch.equal(Trigger(kind=kind, seed=5)(noise()), Trigger(kind=kind, seed=5)(noise(), 1.0))
+
+
+@pytest.mark.parametrize("kind", ["patch", "border"])
+def test_the_same_picture_at_twice_the_size(kind):
+    small = noise(64)
+    large = interpolate(small, scale_factor=2, mode="nearest")
+    torch.testing.assert_close(avg_pool2d(Trigger(kind=kind)(large), 2), Trigger(kind=kind)(small))
+
+
+@pytest.mark.parametrize("kind", ["text", "warp"])
+def test_about_the_same_picture_at_twice_the_size(kind):
+    line = torch.linspace(-1, 1, 192)
+    large = (0.5 + 0.4 * torch.sin(3 * line)[:, None] * torch.cos(2 * line))[None, None]
+    small = avg_pool2d(large, 2)
+    triggered = Trigger(kind=kind)(small)
+    difference = (avg_pool2d(Trigger(kind=kind)(large), 2) - triggered).abs().mean()
+    assert difference < 0.1 * (triggered - small).abs().mean()
+
+
+@by_kind
+def test_a_trigger_fits_into_an_image_that_is_not_square(kind):
+    images = noise()[..., :64, :]
+    triggered = Trigger(kind=kind)(images, 4.0)
+    assert triggered.shape == images.shape and triggered.min() >= 0 and triggered.max() <= 1
+    assert not torch.equal(triggered, images)
+
+
+def test_an_unknown_trigger_names_the_known_ones():
+    with pytest.raises(UserError, match="'trigger' has the value 'watermark'.*'patch', 'text', 'border', 'noise' or 'warp'"):
+        make("method", {"name": "stealthmark", "trigger": "watermark"})
