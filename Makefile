@@ -5,7 +5,7 @@ SUITE ?= quick
 CORES ?= all
 DATA_ROOT ?= data
 
-.PHONY: reproduce test lint speed env
+.PHONY: env reproduce test lint speed publish
 
 env: .venv/.installed
 
@@ -15,11 +15,16 @@ env: .venv/.installed
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 
-# The suite, then Snakemake's own report of the run. A lock that a killed run left is removed; flock-free, so do not start two.
+# The suite, then Snakemake's own report of the run. A lock that a killed run left is removed: do not start two at once.
+STUDY = $(BIN)/snakemake --configfile benchmarks/$(SUITE).yaml --config data_root=$(DATA_ROOT)
+REPORT = results/$(SUITE)/report.html
+WORKFLOW = results/$(SUITE)/workflow.html
+
 reproduce: env
-	$(BIN)/snakemake --unlock --quiet all --configfile benchmarks/$(SUITE).yaml
-	$(BIN)/snakemake --cores $(CORES) --configfile benchmarks/$(SUITE).yaml --config data_root=$(DATA_ROOT)
-	@echo "report: results/$(SUITE)/report.html"
+	@[ -z "$$(ls -A .snakemake/locks 2>/dev/null)" ] || $(STUDY) --unlock --quiet all
+	$(STUDY) --cores $(CORES)
+	@[ $(WORKFLOW) -nt $(REPORT) ] || $(STUDY) --cores 1 --quiet all --report $(WORKFLOW)
+	@echo "the report: $(REPORT), and of the workflow: $(WORKFLOW)"
 
 test: env
 	$(BIN)/python -m pytest --numprocesses 2
@@ -31,3 +36,7 @@ lint: env
 
 speed: env
 	$(BIN)/python -m benchmarks.speed
+
+# Copy a finished suite to results/published/, and the default suite's table into README.md.
+publish: env
+	$(BIN)/python workflow/publish.py $(SUITE)

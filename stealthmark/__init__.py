@@ -1,6 +1,6 @@
 """Ownership watermarks for medical image segmentation models: mark, attack, examine.
 
-The library under the benchmark. `docs/library.md` shows how an owner uses it; `stages` holds one function a stage.
+The library under the benchmark; `stages` holds one function a stage, which is also one command of the command line.
 """
 
 import warnings

@@ -1,6 +1,7 @@
 """The command line: one sub-command a stage, each a thin shell around one function of `stages`."""
 
 import argparse
+import errno
 import json
 import resource
 import shlex
@@ -22,6 +23,11 @@ def main(argv: list[str] | None = None) -> int:
         args.run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: no disk space left{f' for {error.filename}' if error.filename else ''}", file=sys.stderr)
         return 1
     return 0
 
@@ -144,7 +150,7 @@ def _computing(args: argparse.Namespace, card: str, needs: list[Path], run: Call
         except UserError:
             raise
         except Exception as error:
-            if not args.record_failure:
+            if not args.record_failure or getattr(error, "errno", None) == errno.ENOSPC:
                 raise
             traceback.print_exc()
             status = f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"

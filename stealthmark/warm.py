@@ -58,11 +58,10 @@ def run(argv: list[str]) -> int | None:
 
 def serve(address: str, owner: int) -> None:
     """Answer commands until the process `owner`, which started this one, is gone."""
-    from stealthmark import cli, collate, report, stages  # noqa: F401  (what makes the fork warm)
-    from stealthmark.plugins import known, load
+    import segmentation_models_pytorch  # noqa: F401  (these imports are what makes the fork warm)
 
-    for name in known("architecture"):
-        load("architecture", name)
+    from stealthmark import cli, collate, report, stages  # noqa: F401
+
     wake, waker = socket.socketpair()
     for end in (wake, waker):
         end.setblocking(False)
@@ -80,8 +79,9 @@ def serve(address: str, owner: int) -> None:
             if key.fileobj is listener:
                 connection, _ = listener.accept()
                 pid = _fork(connection, [listener, wake, waker, *children.values()])
-                children[pid] = connection
-                selector.register(connection, selectors.EVENT_READ)
+                if pid:
+                    children[pid] = connection
+                    selector.register(connection, selectors.EVENT_READ)
             elif key.fileobj is wake:
                 wake.recv(4096)
             else:  # a client says nothing more: readable means that it is gone, and its command with it
@@ -107,16 +107,19 @@ def _ended(children: dict[int, socket.socket]) -> list[tuple[int, int]]:
     return [(pid, status) for pid, status in done if pid]
 
 
-def _fork(connection: socket.socket, others: list[socket.socket]) -> int:
+def _fork(connection: socket.socket, others: list[socket.socket]) -> int | None:
+    """A command's process, or None where the client was gone before it had said what to run."""
     head, streams, _, _ = socket.recv_fds(connection, 4, 3)
-    request = b""
-    while len(request) < int.from_bytes(head, "big"):
-        request += connection.recv(65536)
-    pid = os.fork()
+    request, length = b"", int.from_bytes(head, "big")
+    while len(request) < length and (part := connection.recv(65536)):
+        request += part
+    pid = os.fork() if request and len(request) == length else None
     if pid == 0:
         _child(json.loads(request), streams, [connection, *others])
     for stream in streams:
         os.close(stream)
+    if pid is None:
+        connection.close()
     return pid
 
 

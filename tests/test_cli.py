@@ -105,7 +105,9 @@ def test_unknown_names_and_options(place, tmp_path, refused):
 
 def test_an_unknown_access_level(place, tmp_path, refused):
     marking = ["--data", place / "data", "--clean", place / "clean", "--schedule", ONE_EPOCH, "--out", tmp_path / "out"]
-    assert "unknown access level 'gradients'; allowed: probabilities" in refused("mark", *marking, "--method", "badnets", "--access", "gradients")
+    assert "unknown access level 'gradients'; allowed: probabilities" in refused(
+        "mark", *marking, "--method", "badnets", "--access", "gradients"
+    )
     assert not (tmp_path / "out").exists(), "found only after the training"
 
 
@@ -321,7 +323,11 @@ SUITE = {
 
 def test_a_suite_that_is_wrong_or_absent(tmp_path, refused):
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(SUITE | {"size": 33}))
-    for argv in (["check"], ["collate", "--results", tmp_path / "r", "--suite"], ["report", "--results", tmp_path / "r", "--suite"]):
+    for argv in (
+        ["check"],
+        ["collate", "--results", tmp_path / "r", "--suite"],
+        ["report", "--results", tmp_path / "r", "--suite"],
+    ):
         assert "'size' has the value 33" in refused(*argv, tmp_path / "suite.yaml")
         assert "there is no suite at" in refused(*argv, tmp_path / "nothing.yaml")
     assert not (tmp_path / "r").exists()

