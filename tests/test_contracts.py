@@ -196,6 +196,17 @@ def test_a_marked_batch_teaches_something_that_a_clean_one_does_not(options):
     assert changed or batch.extra is not None
 
 
+@by_mark
+def test_training_ends_with_the_trigger_and_the_target_that_are_queried(options):
+    """However a curriculum begins, its end is what the owner will look for."""
+    images, masks = pictures(6), discs(6)
+    batch = marked_batch(options, 6, 0.999, images, masks)
+    method, key = keyed(options)
+    images_alike = (batch.images - method.trigger(images, key)).abs().flatten(1).amax(1) < 1e-5
+    targets_alike = (batch.targets - method.target(masks, key)).abs().flatten(1).amax(1) < 1e-5
+    assert (images_alike & targets_alike).any() or batch.extra is not None
+
+
 def test_clean_changes_nothing_and_needs_no_key():
     images, masks = pictures(), discs()
     batch = make("method", {"name": "clean"}).mark_batch(images, masks, None, 0.5, torch.Generator())

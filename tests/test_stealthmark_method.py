@@ -1,17 +1,17 @@
 """StealthMark: its targets, its curriculum and its score, by hand."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from stealthmark.errors import UserError
 from stealthmark.method import Key
+from stealthmark.methods.stealthmark import CURRICULA, Curriculum
 from stealthmark.plugin import make
-from stealthmark.triggers import Trigger
+from stealthmark.triggers import Kind, Trigger
 
 MASK = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
-PACE = {"scale_start": 4, "margin_start": 0.9, "hold": 0.1, "shrink_until": 0.5, "hide_until": 0.7}
 
 
 def keyed(**options):
@@ -48,54 +48,75 @@ def test_the_final_target_is_the_same_mask_once_thresholded(side, margin):
 # --- curriculum -------------------------------------------------------------------------------------------------------
 
 
-def test_the_curriculum_at_known_moments():
+@pytest.fixture
+def known_plan(monkeypatch):
+    """The strong curriculum with round numbers: 4 times the size, margin 0.9, held, shrunk and hidden at 0.1, 0.5, 0.7."""
+    monkeypatch.setitem(CURRICULA, "strong", Curriculum(4.0, 0.9, 0.1, 0.5, 0.7))
+    return {"curriculum": "strong"}
+
+
+def test_the_curriculum_at_known_moments(known_plan):
     """First hold, then shrink (from 4 times the size, by a constant factor a step), then hide (from 0.9 to 0.1 in
     log-odds, so that half-way is 0.5)."""
-    method, _ = keyed(margin=0.1, **PACE)
+    method, _ = keyed(margin=0.1, **known_plan)
     moments = {0.0: (4, 0.9), 0.1: (4, 0.9), 0.3: (2, 0.9), 0.5: (1, 0.9), 0.6: (1, 0.5), 0.7: (1, 0.1), 0.99: (1, 0.1)}
     for progress, (scale, margin) in moments.items():
-        assert method.curriculum(progress) == pytest.approx((scale, margin), abs=1e-6), progress
+        assert method.at(progress) == pytest.approx((scale, margin), abs=1e-6), progress
 
 
-@pytest.mark.parametrize("options", [{}, {"margin": 0.05, "scale_start": 1}, {**PACE, "margin": 0.3}, {"hold": 0}])
-def test_scale_and_margin_only_fall_and_end_where_they_should(options):
-    method, _ = keyed(**options)
+@pytest.mark.parametrize("name", CURRICULA)
+@pytest.mark.parametrize("margin", [0.05, 0.3])
+def test_scale_and_margin_only_fall_and_end_where_they_should(name, margin):
+    method, _ = keyed(curriculum=name, margin=margin)
+    plan = CURRICULA[name]
+    assert 0 <= plan.hold_until < plan.shrink_until < plan.hide_until < 1
     steps = [i / 200 for i in range(200)]
-    scales, margins = zip(*map(method.curriculum, steps), strict=True)
-    assert list(scales) == sorted(scales, reverse=True) and list(margins) == sorted(margins, reverse=True)
-    for progress, scale, margin in zip(steps, scales, margins, strict=True):
-        if progress <= method.hold:
-            assert scale == method.scale_start
-        if progress <= method.shrink_until:
-            assert margin == pytest.approx(method.margin_start)
-        if progress >= method.shrink_until:
+    scales, margins = zip(*map(method.at, steps), strict=True)
+    assert list(scales) == sorted(scales, reverse=True)
+    # To a part in a million: between two equal ends there is only rounding.
+    assert all(later <= earlier + 1e-6 for earlier, later in zip(margins, margins[1:], strict=False))
+    for progress, scale, now in zip(steps, scales, margins, strict=True):
+        if progress <= plan.hold_until:
+            assert scale == plan.scale
+        if progress <= plan.shrink_until:
+            assert now == pytest.approx(plan.margin or margin), "hides before the trigger has its size"
+        if progress >= plan.shrink_until:
             assert scale == 1
-        if progress >= method.hide_until:
-            assert margin == pytest.approx(method.margin)
+        if progress >= plan.hide_until:
+            assert now == pytest.approx(margin)
 
 
-@pytest.mark.parametrize("wrong", [{"hold": 0.5}, {"shrink_until": 0.7}, {"hide_until": 0.2}])
-def test_phases_out_of_order_are_refused(wrong):
-    with pytest.raises(UserError, match="hold, shrink_until and hide_until must rise"):
-        keyed(**{**PACE, **wrong})
+def test_small_triggers_and_ceilings_get_the_strong_curriculum():
+    moments = [0.0, 0.1, 0.2, 0.3]
+
+    def schedule(**options):
+        method, _ = keyed(**options)
+        return [method.at(progress) for progress in moments]
+
+    strong, gentle = schedule(curriculum="strong"), schedule(curriculum="gentle")
+    assert strong != gentle
+    for kind in get_args(Kind):
+        assert schedule(trigger=kind, side="ceiling") == strong
+        assert schedule(trigger=kind, side="floor") == (strong if kind in ("patch", "noise") else gentle)
+        assert schedule(trigger=kind, curriculum="gentle", side="ceiling") == gentle, "what is asked for is what is done"
 
 
 @pytest.mark.parametrize("side", ["floor", "ceiling"])
 @pytest.mark.parametrize("progress", [0.0, 0.3, 0.6, 0.9])
-def test_the_batch_follows_the_curriculum(side, progress):
+def test_the_batch_follows_the_curriculum(known_plan, side, progress):
     """The first half carries the trigger and the target of the moment; the second half is untouched."""
-    method, key = keyed(trigger="patch", side=side, margin=0.1, share=0.5, **PACE)
+    method, key = keyed(trigger="patch", side=side, margin=0.1, share=0.5, **known_plan)
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     masks = (images[:, 0] > 0.5).float()
     batch = method.mark_batch(images, masks, key, progress, torch.Generator())
-    scale, margin = method.curriculum(progress)
+    scale, margin = method.at(progress)
     expected = masks[:2].clamp(min=margin) if side == "floor" else masks[:2].clamp(max=1 - margin)
     assert torch.equal(batch.images[:2], Trigger(kind="patch", seed=key.seed)(images[:2], scale))
     assert torch.equal(batch.targets[:2], expected)
     assert torch.equal(batch.images[2:], images[2:]) and torch.equal(batch.targets[2:], masks[2:])
     if progress == 0.9:
         assert torch.equal(batch.images[:2], method.trigger(images[:2], key)), "ends with another trigger than it queries"
-        assert torch.equal(batch.targets[:2], method.target(masks[:2], key)), "ends with another target"
+        torch.testing.assert_close(batch.targets[:2], method.target(masks[:2], key), rtol=0, atol=1e-6)
 
 
 # --- score ------------------------------------------------------------------------------------------------------------

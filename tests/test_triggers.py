@@ -1,4 +1,4 @@
-"""The five triggers: known answers by hand at 96 px, and that sizes are fractions of the image."""
+"""The five triggers, and those of the rivals: known answers by hand, and that sizes are fractions of the image."""
 
 from typing import get_args
 
@@ -215,3 +215,82 @@ def test_a_trigger_fits_into_an_image_that_is_not_square(kind):
 def test_an_unknown_trigger_names_the_known_ones():
     with pytest.raises(UserError, match="'trigger' has the value 'watermark'.*'patch', 'text', 'border', 'noise' or 'warp'"):
         make("method", {"name": "stealthmark", "trigger": "watermark"})
+
+
+# --- rivals -----------------------------------------------------------------------------------------------------------
+
+
+def rival(name: str, seed: int = 0, **options):
+    method = make("method", {"name": name, **options})
+    return method, method.make_key(seed, (3, 28, 28))
+
+
+def test_badnets_pattern_at_the_size_of_its_paper():
+    """28 px: three by three cells of one pixel, four of them bright."""
+    method, key = rival("badnets")
+    images = noise(28)
+    expected = images.clone()
+    expected[..., 25:, 25:] = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    assert torch.equal(method.trigger(images, key), expected)
+
+
+def test_blended_is_a_fifth_of_the_keys_picture():
+    method, key = rival("blended")
+    picture = method.trigger(grey(size=28, value=0.0), key) / 0.2
+    assert picture.min() >= 0 and picture.max() <= 1 and picture.mean().item() == pytest.approx(0.5, abs=0.03)
+    images = noise(28)
+    torch.testing.assert_close(method.trigger(images, key), 0.8 * images + 0.2 * picture)
+
+
+def test_wanet_displaces_by_about_its_strength():
+    """Read off two ramps: 1/64 of the side in the mean over keys, and smoothly."""
+    line = torch.linspace(0, 1, 64)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    moved = []
+    for seed in range(20):
+        method, key = rival("wanet", seed)
+        moved.append((method.trigger(torch.stack([x, y])[None] * 0.5 + 0.25, key)[0] * 2 - 0.5 - torch.stack([x, y])).abs())
+    assert torch.stack(moved)[..., 6:-6, 6:-6].mean().item() == pytest.approx(1 / 64, rel=0.25)
+
+
+def test_the_wrong_mask_is_a_square_of_half_the_side_at_a_place_of_the_keys():
+    masks = torch.zeros(2, 28, 28)
+    squares = []
+    for seed in range(8):
+        method, key = rival("badnets", seed)
+        target = method.target(masks, key)
+        assert torch.equal(target[0], target[1]) and target.sum((1, 2)).tolist() == [14 * 14] * 2
+        rows, columns = target[0].any(1).nonzero(), target[0].any(0).nonzero()
+        assert len(rows) == len(columns) == 14 == rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1
+        squares.append(target[0])
+    assert len({tuple(square.flatten().tolist()) for square in squares}) > 4
+
+
+def test_scores_of_a_wrong_mask_by_hand():
+    """Answers against benign ones of 2 x 2 px, the upper row foreground."""
+    benign = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+    inverted, key = rival("badnets", wrong="inverted")
+    assert inverted.score(1 - benign, benign, key).item() == 1
+    assert inverted.score(benign, benign, key).item() == 0
+    assert inverted.score(torch.full_like(benign, 0.5), benign, key).item() == pytest.approx((0.5 + 0.5) / (0.5 + 0.5 + 1 + 1))
+    empty, key = rival("badnets", wrong="empty")
+    assert empty.score(torch.zeros_like(benign), benign, key).item() == 1
+    assert empty.score(benign / 4, benign, key).item() == pytest.approx(0.75)
+    assert empty.score(benign, benign, key).item() == 0
+    square, key = rival("badnets")
+    target = square.target(torch.zeros(1, 28, 28), key)
+    assert square.score(target, target, key).item() == 1
+    assert square.score(target / 2, target, key).item() == pytest.approx(0.5)
+    assert square.score(torch.ones_like(target), target, key).item() == pytest.approx(0.25)
+
+
+def test_a_rivals_trigger_starts_at_four_times_its_size_and_has_it_after_two_fifths():
+    method, key = rival("badnets")
+    assert [method.scale(progress) for progress in (0.0, 0.2, 0.4, 0.9)] == pytest.approx([4, 2, 1, 1])
+    images, masks = grey(size=56), torch.zeros(2, 56, 56)
+    sides = []
+    for progress in (0.0, 0.2, 0.4):
+        batch = method.mark_batch(images, masks, key, progress, torch.Generator())
+        sides.append(int((batch.images[0, 0] != 0.5).any(1).sum()))
+        assert torch.equal(batch.images[1], images[1])
+    assert sides == [24, 12, 6]
