@@ -393,6 +393,13 @@ def test_a_lost_mark_is_one_row_with_its_status_and_hides_nothing_else(lost_mark
     assert run_note["status"] == card["status"]
 
 
+def test_what_an_earlier_run_left_is_not_taken_for_a_failed_cells(lost_mark, tmp_path):
+    evidence = tmp_path / "evidence/phantom-endoscopy/unet/0"
+    shutil.copy(evidence / "clean/cases.parquet", evidence / "badnets")
+    assert run("collate", "--suite", tmp_path / "suite.yaml", "--results", tmp_path) == 0
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "rows.csv"), lost_mark)
+
+
 def test_a_lost_clean_model_is_one_row_for_each_cell_that_needs_it(place, tmp_path):
     rows = study(place, tmp_path, DIVERGING, ONE_EPOCH)
     assert rows.method.tolist() == ["clean", "badnets"]

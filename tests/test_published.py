@@ -48,7 +48,7 @@ def test_rows_can_be_recomputed_from_the_cases(folder: Path):
 def test_no_folder_of_a_machine_is_named(folder: Path):
     for file in (*folder.glob("*.json"), *folder.glob("*.yaml"), folder / "report.html"):
         text = re.sub(r'base64,[^"]*"', '"', file.read_text())
-        assert not re.search(r'(?<![\w<.:/])(\.\./|/(work|home|root|tmp|Users)/)', text), file
+        assert not re.search(r"(?<![\w<.:/])(\.\./|/(work|home|root|tmp|Users)/)", text), file
 
 
 def test_the_readme_shows_the_published_table_of_the_default_suite():
@@ -60,6 +60,8 @@ def test_every_number_of_triggers_meets_the_bar():
     """The issue of a trigger suite: each of the five triggers takes on each dataset, ASR >= 0.95 at FPR <= 0.05."""
     rows = pd.read_csv(ROOT / "results/published/triggers/rows.csv")
     stolen = rows[(rows["situation"] == "stolen") & (rows["attack"] == "none")]
-    table = stolen[stolen["metric"].isin(["asr", "fpr"])].pivot_table(index=["dataset", "method"], columns="metric", values="value")
+    table = stolen[stolen["metric"].isin(["asr", "fpr"])].pivot_table(
+        index=["dataset", "method"], columns="metric", values="value"
+    )
     assert {"patch", "text", "border", "noise", "warp"} <= set(table.index.get_level_values("method"))
     assert (table["asr"] >= 0.95).all() and (table["fpr"] <= 0.05).all(), table

@@ -243,14 +243,15 @@ def test_blended_is_a_fifth_of_the_keys_picture():
 
 
 def test_wanet_displaces_by_about_its_strength():
-    """Read off two ramps: 1/64 of the side in the mean over keys, and smoothly."""
+    """Read off two ramps, along each axis, over keys. `strength` is the mean at the control points; interpolated between
+    them, uniform random values of that mean come to 0.77 of it."""
     line = torch.linspace(0, 1, 64)
     y, x = torch.meshgrid(line, line, indexing="ij")
     moved = []
     for seed in range(20):
         method, key = rival("wanet", seed)
         moved.append((method.trigger(torch.stack([x, y])[None] * 0.5 + 0.25, key)[0] * 2 - 0.5 - torch.stack([x, y])).abs())
-    assert torch.stack(moved)[..., 6:-6, 6:-6].mean().item() == pytest.approx(1 / 64, rel=0.25)
+    assert torch.stack(moved)[..., 6:-6, 6:-6].mean().item() == pytest.approx(0.77 * method.strength, rel=0.1)
 
 
 def test_the_wrong_mask_is_a_square_of_half_the_side_at_a_place_of_the_keys():

@@ -51,8 +51,8 @@ class Method(MethodContract):
     """
 
     citation: ClassVar[str] = "Yu et al., StealthMark, IEEE TIP 2026, arXiv 2601.17107"
-    #: Where in the sorted probability map the score is read: near its minimum or maximum, which the paper uses, but not
-    #: on a single pixel. The median, which serves on small organs, fails where a polyp fills half of the image.
+    #: Where in the sorted probability map the floor is read: near its minimum, which the paper uses, but not on a single
+    #: pixel. The median, which serves on small organs, fails where a polyp fills half of the image.
     QUANTILE: ClassVar[float] = 0.01
 
     kind: Kind = Field(default="text", alias="trigger")
@@ -69,9 +69,12 @@ class Method(MethodContract):
 
     def score(self, answers: Tensor, benign: Tensor, key: Key) -> Tensor:
         """Log-odds of the background's level (floor), or of the foreground's doubt (ceiling)."""
-        level = self.QUANTILE if self.side == "floor" else 1 - self.QUANTILE
-        odds = torch.logit(answers.flatten(1).quantile(level, dim=1), eps=1e-6)
-        return odds if self.side == "floor" else -odds
+        flat = answers.flatten(1)
+        if self.side == "floor":
+            return torch.logit(flat.quantile(self.QUANTILE, dim=1), eps=1e-6)
+        # The median of what is called foreground. Where nothing is, nothing shows doubt: no evidence.
+        level = torch.where(flat > 0.5, flat, torch.nan).nanmedian(dim=1).values.nan_to_num(1.0)
+        return -torch.logit(level, eps=1e-6)
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
         k = round(self.share * len(images))
