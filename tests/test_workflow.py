@@ -62,10 +62,16 @@ def clone(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "profiles").symlink_to("workflow/profiles")
     (tmp_path / "baselines/loud.py").write_text(LOUD)
     (tmp_path / "baselines/broken.py").write_text(BROKEN)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     return tmp_path
+
+
+def test_the_default_profile_is_found_without_asking():
+    done = snakemake(ROOT, "-n", "--nolock", "--quiet", "all")
+    assert "profiles/default" in done.stderr
 
 
 def test_lint_is_clean():
