@@ -169,7 +169,8 @@ def _note_run(folder: Path, started: float, status: str = "ok") -> None:
         "command": shlex.join(["python", "-m", "stealthmark", *sys.argv[1:]]),
         "status": status,
         "seconds": round(time.monotonic() - started, 2),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        # kilobytes on Linux, bytes on macOS
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)),
     }
     write_json(folder / "run.json", spent)
 

@@ -4,6 +4,7 @@
 rule attack:
     input:
         data=RESULTS / "data/{dataset}/manifest.json",
+        plugin=plugin("attack"),
         model=RESULTS / f"models/{CELL}/card.json",
     output:
         RESULTS / f"suspects/{CELL}/{{attack}}/index.json",

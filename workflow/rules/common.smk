@@ -11,7 +11,7 @@ sys.path.insert(0, str(workflow.basedir))
 from stealthmark import suite as suites
 from stealthmark import warm
 from stealthmark.errors import UserError
-from stealthmark.plugins import load
+from stealthmark.plugins import known, load
 
 DATA_ROOT = config.pop("data_root", None)
 
@@ -52,6 +52,11 @@ def flow(value):
 def options(kind):
     """The plug-in of the wildcard `kind`, with its options, for a command."""
     return lambda wildcards: flow(SUITE.entry(kind, wildcards[kind]).options())
+
+
+def plugin(kind):
+    """The file that defines the plug-in of the wildcard `kind`: whoever edits it gets its cells computed again."""
+    return lambda wildcards: known(kind)[SUITE.entry(kind, wildcards[kind]).name]
 
 
 def seed(*components):

@@ -4,6 +4,7 @@
 rule mark:
     input:
         data=RESULTS / "data/{dataset}/manifest.json",
+        plugin=plugin("method"),
         clean=RESULTS / "models/{dataset}/{architecture}/{seed}/clean/card.json",
     output:
         RESULTS / f"models/{CELL}/card.json",
