@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +22,8 @@ VARIABLE = "STEALTHMARK_WARM"
 
 
 def start() -> subprocess.Popen | None:
-    """Start a server for this process and its children; it ends with this process. None where it cannot be had."""
+    """Start a server for this process and its children and wait until it answers; it ends with this process. None where
+    it cannot be had."""
     if not hasattr(os, "fork") or not hasattr(socket, "send_fds"):
         return None
     address = str(Path(tempfile.mkdtemp(prefix="stealthmark-")) / "socket")
@@ -32,6 +34,11 @@ def start() -> subprocess.Popen | None:
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
+    # A command that found no server yet would run by itself, and outlive its owner; importing takes it as long anyway.
+    while server.poll() is None and not Path(address).exists():
+        time.sleep(0.05)
+    if server.poll() is not None:
+        return None
     os.environ[VARIABLE] = address
     return server
 
@@ -68,8 +75,9 @@ def serve(address: str, owner: int) -> None:
     signal.set_wakeup_fd(waker.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
+    listener.bind(address + "~")
     listener.listen(128)
+    os.rename(address + "~", address)  # it is there once it answers
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     selector.register(wake, selectors.EVENT_READ)
