@@ -56,14 +56,3 @@ def test_no_folder_of_a_machine_is_named(folder: Path):
 def test_the_readme_shows_the_published_table_of_the_default_suite():
     shown = re.search(r"<!-- main table -->\n(.*?)<!-- end of main table -->", (ROOT / "README.md").read_text(), re.DOTALL)
     assert shown[1].strip() == (ROOT / "results/published/quick/tables/main.md").read_text().strip()
-
-
-@pytest.mark.skipif(not (ROOT / "results/published/triggers").exists(), reason="the suite `triggers` is not published yet")
-@pytest.mark.parametrize("trigger", ["patch", "text", "border", "noise", "warp"])
-def test_the_published_trigger_takes_on_every_dataset(trigger: str):
-    """ASR >= 0.95 at FPR <= 0.05 on held-out cases."""
-    rows = pd.read_csv(ROOT / "results/published/triggers/rows.csv")
-    here = rows[(rows["situation"] == "stolen") & (rows["attack"] == "none") & (rows["method"] == trigger)]
-    table = here.pivot_table(index="dataset", columns="metric", values="value")
-    assert set(table.index) == {"phantom-endoscopy", "phantom-cine", "kvasir-seg"}
-    assert (table["asr"] >= 0.95).all() and (table["fpr"] <= 0.05).all(), table[["asr", "fpr"]]
