@@ -48,6 +48,10 @@ class Method(MethodContract):
     at 96 px, 4 times its size and 0.4 were still averaged after 400 steps (AUROC 0.74), 4 times and 0.9 after 150. Letting
     the margin fall while the trigger still shrinks loses the mark again; weighting the triggered background more in the
     loss makes it worse.
+
+    Where it does not suffice yet (results/published/triggers): on the phantoms the noise square and the border, on the cine
+    phantom also patch and warp, stay under an ASR of 0.95 or over a false-positive rate of 0.05 with the steps given there;
+    and the strong curriculum costs 3 to 6 points of Dice, which a longer training after hiding would have to mend.
     """
 
     citation: ClassVar[str] = "Yu et al., StealthMark, IEEE TIP 2026, arXiv 2601.17107"

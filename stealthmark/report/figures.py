@@ -1,5 +1,6 @@
 """Rows and per-case scores -> the figures about numbers, each with a caption that says what is seen."""
 
+import textwrap
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from typing import NamedTuple
@@ -45,13 +46,17 @@ CAUGHT = LinearSegmentedColormap.from_list(
 FALSE = LinearSegmentedColormap.from_list("false", [(0, "#fbf7f4"), (0.05, "#f9e7da"), (0.3, "#eb9c67"), (1, "#8a2f06")])
 
 
+#: With fewer columns than this the overview's titles need lines of their own.
+NARROW = 5
+
+
 def overview(results: Results) -> Drawing:
     """The figure at the top, a table in colour: ASR as stolen, attacked, by access, and on an independent model."""
     columns = _columns(results)
     marks, panels = results.marks, results.panels
-    header, title, row = 1.2, 0.5, 0.6
+    header, title, row = 1.2, 0.75 if len(columns) < NARROW else 0.5, 0.6
     width = 0.35 + 0.105 * max(map(len, marks)) + 1.12 * (_lefts(columns)[-1] + 1)
-    height = header + len(panels) * (title + row * len(marks)) + 0.55
+    height = header + len(panels) * (title + row * len(marks)) + (1.2 if len(columns) < NARROW else 0.55)
     figure = Figure(figsize=(width, height))
     left = 1 - (1.12 * (_lefts(columns)[-1] + 1) + 0.1) / width
     for i, panel in enumerate(panels):
@@ -61,6 +66,7 @@ def overview(results: Results) -> Drawing:
         if i == 0:
             _header(ax, columns, title / (row * len(marks)))
     note = "Large: ASR, the share of triggered queries detected. Small: change of Dice against the clean model, points."
+    note = textwrap.fill(note, 17 * len(columns))
     figure.text(left + 0.02 / width, 0.16 / height, note, fontsize=10, color="#555555")
     return Drawing("overview", "Which marks take, and which survive", figure, _overview_caption(results, columns))
 
@@ -93,10 +99,13 @@ def _heat_block(ax: Axes, results: Results, panel: Panel, columns: list[Column])
     ax.tick_params(length=0, colors=INK)
     ax.spines[:].set_visible(False)
     clean = results.value("dice", panel, CLEAN)
-    ax.set_title(results.title(panel), loc="left", pad=7, fontsize=13)
+    narrow = len(columns) < NARROW
+    ax.set_title(results.title(panel), loc="left", pad=22 if narrow else 7, fontsize=13)
     if clean.status == "ok":
+        at, side = (0.0, "left") if narrow else (1.0, "right")
         title = f"clean model: Dice {clean.mean:.3f}"
-        ax.set_title(title, loc="right", pad=7, fontsize=10, fontweight="normal", color="#555555")
+        place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side}
+        ax.annotate(title, (at, 1.0), (0, 7), fontsize=10, color="#555555", annotation_clip=False, **place)
 
 
 def _lefts(columns: list[Column]) -> list[float]:
