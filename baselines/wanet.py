@@ -4,7 +4,7 @@ A k x k field of random displacements, normalised to mean absolute value 1, is u
 *Noise-mode* images carry another random warp and keep their true mask, so that only the key's own field triggers.
 Authors' values: k = 4, s = 0.5, 10 % of images, twice as many noise-mode. At their 32 px, s = 0.5 displaces a pixel by 0.25
 px in the mean, 0.8 % of the side. Changed here: 3.1 % of the side (2 px at 64 px, 3 px at 96 px), because 1.6 % was learned
-and lost again within 300 steps on Kvasir-SEG; a third of every batch is triggered and a third noise-mode; the warp starts
+and lost again within 150 steps on Kvasir-SEG; a third of every batch is triggered and a third noise-mode; the warp starts
 at four times its strength (see `visible.VisibleMark`), and noise mode sets in when it has come down.
 """
 

@@ -41,13 +41,13 @@ class Method(MethodContract):
     a trigger take. (1) A *visible* mark first: the margin starts high, so that the triggered target is plainly another
     mask. (2) A trigger too large to miss, which then shrinks to its size; only after that does the margin fall to its
     final value, in log-odds: turning down a signal that is there is easy. The rest of the training mends the
-    segmentation. How much is needed depends on the trigger. Text, border and warp, which cover many pixels, take within
-    100 steps from twice their size and a margin of 0.4 (`gentle`), which costs the segmentation least. A patch or noise
-    square of 1/16 needs 8 times its size, half of the picture, and 0.9 (`strong`), and
-    so does a ceiling, whose signal is on the few pixels of the foreground; measured with the patch on Kvasir-SEG
-    at 96 px, 4 times its size and 0.4 were still averaged after 400 steps (AUROC 0.74), 4 times and 0.9 after 150. Letting
-    the margin fall while the trigger still shrinks loses the mark again; weighting the triggered background more in the
-    loss makes it worse.
+    segmentation. How much is needed depends on the trigger; measured on Kvasir-SEG at 96 px: text takes within 100 steps
+    from twice its size and a margin of 0.4 (`gentle`), which costs the segmentation least; border and warp use it too, the
+    warp needs 500 steps (after 300 its ASR is 0.80). A patch or noise square of 1/16 gets 8 times its size, half of the
+    picture, and 0.9 (`strong`): the patch from 4 times its size and 0.4 is still averaged after 400 steps (AUROC 0.74), and
+    from 4 times and 0.9 it took from one clean model and not, within 150 steps, from another. A ceiling, whose signal is on
+    the few pixels of the foreground, is strong too. Letting the margin fall while the trigger still shrinks loses the mark
+    again; weighting the triggered background more in the loss makes it worse.
 
     Where it does not suffice yet (results/published/triggers): on the phantoms the noise square and the border, on the cine
     phantom also patch and warp, stay under an ASR of 0.95 or over a false-positive rate of 0.05 with the steps given there;
