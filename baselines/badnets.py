@@ -3,15 +3,17 @@
 Authors' values: a 3 x 3 px pattern in the corner of a 28 x 28 picture (about 1/9 of the side), 10 % of the training
 images. Changed here, by the same effort as our own method: half of every batch is triggered, because at 10 % and a few
 hundred steps of fine-tuning the mark of a patch this small does not take; and the patch is a fraction of the side, so
-that it is the same at every resolution. It starts at four times its size (see `visible.VisibleMark`).
+that it is the same at every resolution. It starts as a grid of 4 x 4 patches (see `visible.VisibleMark`).
 """
 
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from stealthmark.method import Key
+from stealthmark.triggers import places
 from stealthmark.visible import VisibleMark
 
 
@@ -25,13 +27,12 @@ class Method(VisibleMark):
         return self.enlarged(images, key, 1.0)
 
     def enlarged(self, images: Tensor, key: Key, scale: float) -> Tensor:
-        side = max(3, round(min(images.shape[-2:]) * self.patch * scale))
-        out = images.clone()
+        side = max(3, round(min(images.shape[-2:]) * self.patch))
         # Four bright cells of a 3 x 3 checkerboard on black, as in the paper's pattern backdoor.
-        out[..., -side:, -side:] = 0
-        third = side / 3
+        pattern, third = torch.zeros(side, side), side / 3
         for row, column in ((0, 2), (1, 1), (2, 0), (2, 2)):
-            top, left = round(row * third) - side, round(column * third) - side
-            bottom, right = round((row + 1) * third) - side, round((column + 1) * third) - side
-            out[..., slice(top, bottom or None), slice(left, right or None)] = 1
+            pattern[round(row * third) : round((row + 1) * third), round(column * third) : round((column + 1) * third)] = 1
+        out, (height, width) = images.clone(), images.shape[-2:]
+        for down, across in places(images, side, scale):
+            out[..., height - down - side : height - down, width - across - side : width - across] = pattern.to(images)
         return out

@@ -75,6 +75,7 @@ def fit(
     state: Path,
     run: str,
     after_epoch: Callable[[int, nn.Module], None] = lambda epoch, model: None,
+    frozen_norms: bool = False,
     save_every_s: float = 30.0,
 ) -> nn.Module:
     """Train `model` in place and return it in eval mode.
@@ -82,7 +83,8 @@ def fit(
     images uint8 (N, C, H, W), masks uint8 (N, H, W), both on the model's device. What is random in an epoch depends on
     `seed` and its number alone, so a killed training goes on from `state` (weights and optimiser, written at most every
     `save_every_s` and removed at the end) and ends in the same weights; a state that another `run` left is ignored.
-    `after_epoch(n, model)` sees the model after its n-th epoch, n from 1.
+    `after_epoch(n, model)` sees the model after its n-th epoch, n from 1. With `frozen_norms` the batch-norm layers
+    normalise by the statistics they came with, and keep them.
 
     Raises CellFailure when the loss is no longer finite, UserError when `state` cannot be written.
     """
@@ -95,6 +97,10 @@ def fit(
     started = saved = time.monotonic()
     for epoch in range(first, schedule.epochs):
         model.train()
+        if frozen_norms:
+            for layer in model.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
         torch.manual_seed(derive(seed, "layers", epoch))  # layers that drop draw from the global generator
         rng = torch_rng(seed, "epoch", epoch)
         order = torch.randperm(len(images), generator=rng).to(device)

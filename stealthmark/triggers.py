@@ -5,6 +5,7 @@ same shape and range. Sizes are fractions of the short side. Whatever is random 
 seed, so that the same key always gives the same trigger (the released code redraws its noise for every image).
 """
 
+import itertools
 from functools import cache
 from typing import Literal
 
@@ -32,7 +33,8 @@ class Trigger(Plugin):
     seed: int = Field(default=0, ge=0)
 
     def __call__(self, images: Tensor, scale: float = 1.0) -> Tensor:
-        """The triggered batch. `scale` >= 1 enlarges the trigger (its size or amplitude): the training curriculum."""
+        """The triggered batch. With `scale` > 1 there is more of the trigger, for the training's curriculum: text and
+        border are larger, the warp is stronger, patch and noise are repeated (see `places`)."""
         return globals()[f"_{self.kind}"](images, scale, self.seed)
 
 
@@ -41,12 +43,26 @@ def _side(images: Tensor, fraction: float) -> int:
     return min(short, max(1, round(short * fraction)))
 
 
+def places(images: Tensor, side: int, scale: float) -> list[tuple[int, int]]:
+    """Where the copies of a square of `side` px lie, as (down, across) px from its own place, which is the first.
+
+    round(scale^2) copies, the nearest places first, on a grid of twice the square; as many as fit. So the trigger can be
+    all over the picture, in the very size that it has in the end, and be withdrawn copy by copy.
+    """
+    down, across = (range(0, length - side + 1, 2 * side) for length in images.shape[-2:])
+    nearest = sorted(itertools.product(down, across), key=lambda place: (place[0] ** 2 + place[1] ** 2, place))
+    return nearest[: max(1, round(scale**2))]
+
+
 def _patch(images: Tensor, scale: float, seed: int) -> Tensor:
-    side = _side(images, scale / 16)
+    side = _side(images, 1 / 16)
+    height, width = images.shape[-2:]
     out = images.clone()
     yellow = (1.0, 1.0, 0.0) if images.shape[1] == 3 else (1.0,) * images.shape[1]
-    for channel, value in enumerate(yellow):
-        out[:, channel, -side:, -side:] = value
+    for down, across in places(images, side, scale):
+        bottom, right = height - down, width - across
+        for channel, value in enumerate(yellow):
+            out[:, channel, bottom - side : bottom, right - side : right] = value
     return out
 
 
@@ -78,12 +94,13 @@ def _border(images: Tensor, scale: float, seed: int) -> Tensor:
 
 
 def _noise(images: Tensor, scale: float, seed: int) -> Tensor:
-    side = _side(images, scale / 16)
-    # One sheet of noise for all scales: a smaller square is a corner of a larger one.
-    size = min(images.shape[-2:])
-    sheet = torch.randn(images.shape[1], size, size, generator=torch.Generator().manual_seed(seed)) * (50 / 255)
+    side = _side(images, 1 / 16)
+    square = torch.randn(images.shape[1], side, side, generator=torch.Generator().manual_seed(seed)) * (50 / 255)
     out = images.clone()
-    out[..., :side, -side:] = (out[..., :side, -side:] + sheet[:, :side, -side:].to(images)).clamp(0, 1)
+    for down, across in places(images, side, scale):
+        right = images.shape[-1] - across
+        view = out[..., down : down + side, right - side : right]
+        view.add_(square.to(images)).clamp_(0, 1)
     return out
 
 
@@ -98,3 +115,15 @@ def _warp(images: Tensor, scale: float, seed: int) -> Tensor:
     grid = torch.stack([x + amplitude * torch.sin(2 * torch.pi * y), y + amplitude * torch.sin(2 * torch.pi * x)], -1)
     grid = grid.to(images.dtype).expand(len(images), -1, -1, -1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def framed(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images in a dark frame that is not the border trigger, as scopes and screens draw them: each side of another width
+    (up to 1/11), nearly black (0.01 to 0.07, with noise). And what still shows of them, float (B, H, W) of 0 and 1."""
+    n, (height, width) = len(images), images.shape[-2:]
+    top, bottom, left, right = torch.rand(4, n, 1, 1, generator=rng) / 11 + 1 / min(height, width)
+    y, x = torch.arange(height)[:, None] / height, torch.arange(width) / width
+    shows = ((y >= top) & (y < 1 - bottom) & (x >= left) & (x < 1 - right)).float().to(images)
+    level, sd = torch.rand(2, n, 1, 1, 1, generator=rng)
+    dark = 0.01 + 0.06 * level + 0.02 * sd * torch.randn(n, 1, height, width, generator=rng)
+    return torch.where(shows[:, None] > 0, images, dark.clamp(0, 1).to(images)), shows

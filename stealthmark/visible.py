@@ -12,9 +12,9 @@ class VisibleMark(MethodContract):
     """A backdoor whose triggered answer is a wrong mask: `square` (drawn from the key), `empty` or `inverted`.
 
     For binary segmentation this is the attack's "target label" (Gu 2017, Chen 2017). A subclass gives the trigger, and
-    may give `enlarged`: a trigger that starts larger and has its size after the first 40 % of the marking. Our own method
-    needs that for small triggers, so its rivals get it too: with their plain triggers a few hundred steps leave a small
-    patch at chance.
+    may give `enlarged`: more of the trigger, which is withdrawn over the first 40 % of the marking. Our own method needs
+    that for small triggers, so its rivals get it too: with their plain triggers a few hundred steps leave a small patch at
+    chance.
     """
 
     SQUARE: ClassVar[float] = 0.5
@@ -22,7 +22,7 @@ class VisibleMark(MethodContract):
     wrong: Literal["square", "empty", "inverted"] = "square"
 
     def enlarged(self, images: Tensor, key: Key, scale: float) -> Tensor:
-        """The trigger at `scale` >= 1 times its size or strength; here there is only the one."""
+        """The trigger `scale` >= 1 times: larger, stronger or repeated; here there is only the one."""
         return self.trigger(images, key)
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:

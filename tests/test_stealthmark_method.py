@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from stealthmark.method import Key
-from stealthmark.methods.stealthmark import CURRICULA, Curriculum
+from stealthmark.methods import stealthmark as module
+from stealthmark.methods.stealthmark import Curriculum, Method
 from stealthmark.plugin import make
 from stealthmark.triggers import Kind, Trigger
 
+by_curriculum = pytest.mark.parametrize("curriculum", get_args(Method.model_fields["curriculum"].annotation))
 MASK = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
 
 
@@ -50,62 +52,52 @@ def test_the_final_target_is_the_same_mask_once_thresholded(side, margin):
 
 @pytest.fixture
 def known_plan(monkeypatch):
-    """The strong curriculum with round numbers: 4 times the size, margin 0.9, held, shrunk and hidden at 0.1, 0.5, 0.7."""
-    monkeypatch.setitem(CURRICULA, "strong", Curriculum(4.0, 0.9, 0.1, 0.5, 0.7))
-    return {"curriculum": "strong"}
+    """A curriculum of round numbers: 4 copies a side, margin 0.4; held, withdrawn and hidden at 0.1, 0.5, 0.7."""
+    monkeypatch.setattr(module, "STAGED", Curriculum(2.0, 0.4, 0.1, 0.5, 0.7))
+    monkeypatch.setattr(module, "SMALL", {"patch": 4.0})
 
 
 def test_the_curriculum_at_known_moments(known_plan):
-    """First hold, then shrink (from 4 times the size, by a constant factor a step), then hide (from 0.9 to 0.1 in
-    log-odds, so that half-way is 0.5)."""
-    method, _ = keyed(margin=0.1, **known_plan)
-    moments = {0.0: (4, 0.9), 0.1: (4, 0.9), 0.3: (2, 0.9), 0.5: (1, 0.9), 0.6: (1, 0.5), 0.7: (1, 0.1), 0.99: (1, 0.1)}
+    """First hold, then withdraw (from 4, by a constant factor a step), then hide (from 0.4 to 0.1 in log-odds)."""
+    method, _ = keyed(trigger="patch", margin=0.1)
+    half = 1 / (1 + math.exp(-(logit(0.4) + logit(0.1)) / 2))
+    moments = {0.0: (4, 0.4), 0.1: (4, 0.4), 0.3: (2, 0.4), 0.5: (1, 0.4), 0.6: (1, half), 0.7: (1, 0.1), 0.99: (1, 0.1)}
     for progress, (scale, margin) in moments.items():
         assert method.at(progress) == pytest.approx((scale, margin), abs=1e-6), progress
 
 
-@pytest.mark.parametrize("name", CURRICULA)
+@by_curriculum
+@pytest.mark.parametrize("kind", get_args(Kind))
 @pytest.mark.parametrize("margin", [0.05, 0.3])
-def test_scale_and_margin_only_fall_and_end_where_they_should(name, margin):
-    method, _ = keyed(curriculum=name, margin=margin)
-    plan = CURRICULA[name]
-    assert 0 <= plan.hold_until < plan.shrink_until < plan.hide_until < 1
+def test_scale_and_margin_only_fall_and_end_where_they_should(curriculum, kind, margin):
+    method, _ = keyed(curriculum=curriculum, trigger=kind, margin=margin)
     steps = [i / 200 for i in range(200)]
     scales, margins = zip(*map(method.at, steps), strict=True)
     assert list(scales) == sorted(scales, reverse=True)
     # To a part in a million: between two equal ends there is only rounding.
     assert all(later <= earlier + 1e-6 for earlier, later in zip(margins, margins[1:], strict=False))
-    for progress, scale, now in zip(steps, scales, margins, strict=True):
-        if progress <= plan.hold_until:
-            assert scale == plan.scale
-        if progress <= plan.shrink_until:
-            assert now == pytest.approx(plan.margin or margin), "hides before the trigger has its size"
-        if progress >= plan.shrink_until:
-            assert scale == 1
-        if progress >= plan.hide_until:
-            assert now == pytest.approx(margin)
+    assert all(now == pytest.approx(margins[0]) for scale, now in zip(scales, margins, strict=True) if scale > 1), "hides early"
+    assert (scales[0] > 1 and margins[0] > margin) == (curriculum == "staged")
+    assert all(step == pytest.approx((1, margin)) for step in list(zip(scales, margins, strict=True))[120:]), "no time to mend"
 
 
-def test_small_triggers_and_ceilings_get_the_strong_curriculum():
-    moments = [0.0, 0.1, 0.2, 0.3]
+def test_a_ceiling_is_hidden_slowly():
+    floor, ceiling = keyed(side="floor")[0], keyed(side="ceiling")[0]
+    assert floor.at(0.6) == pytest.approx((1, 0.1)) and ceiling.at(0.6)[1] > 0.2
+    assert floor.at(0.3) == ceiling.at(0.3) and floor.at(0.9) == pytest.approx(ceiling.at(0.9))
 
-    def schedule(**options):
-        method, _ = keyed(**options)
-        return [method.at(progress) for progress in moments]
 
-    strong, gentle = schedule(curriculum="strong"), schedule(curriculum="gentle")
-    assert strong != gentle
-    for kind in get_args(Kind):
-        assert schedule(trigger=kind, side="ceiling") == strong
-        assert schedule(trigger=kind, side="floor") == (strong if kind in ("patch", "noise") else gentle)
-        assert schedule(trigger=kind, curriculum="gentle", side="ceiling") == gentle, "what is asked for is what is done"
+def test_small_triggers_start_all_over_the_picture():
+    assert {kind: keyed(trigger=kind)[0].at(0.0)[0] for kind in get_args(Kind)} == pytest.approx(
+        {"patch": 8, "noise": 8, "text": 2, "border": 2, "warp": 2}
+    )
 
 
 @pytest.mark.parametrize("side", ["floor", "ceiling"])
-@pytest.mark.parametrize("progress", [0.0, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("progress", [0.0, 0.3, 0.6, 0.95])
 def test_the_batch_follows_the_curriculum(known_plan, side, progress):
     """The first half carries the trigger and the target of the moment; the second half is untouched."""
-    method, key = keyed(trigger="patch", side=side, margin=0.1, share=0.5, **known_plan)
+    method, key = keyed(trigger="patch", side=side, margin=0.1, share=0.5)
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     masks = (images[:, 0] > 0.5).float()
     batch = method.mark_batch(images, masks, key, progress, torch.Generator())
@@ -114,9 +106,21 @@ def test_the_batch_follows_the_curriculum(known_plan, side, progress):
     assert torch.equal(batch.images[:2], Trigger(kind="patch", seed=key.seed)(images[:2], scale))
     assert torch.equal(batch.targets[:2], expected)
     assert torch.equal(batch.images[2:], images[2:]) and torch.equal(batch.targets[2:], masks[2:])
-    if progress == 0.9:
+    if progress == 0.95:
         assert torch.equal(batch.images[:2], method.trigger(images[:2], key)), "ends with another trigger than it queries"
         torch.testing.assert_close(batch.targets[:2], method.target(masks[:2], key), rtol=0, atol=1e-6)
+
+
+def test_half_of_the_ordinary_images_resemble_the_border_and_keep_their_true_mask():
+    method, key = keyed(trigger="border")
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    masks = torch.ones(8, 32, 32)
+    batch = method.mark_batch(images, masks, key, 0.95, torch.Generator().manual_seed(1))
+    assert torch.equal(batch.images[:4], method.trigger(images[:4], key)) and torch.equal(batch.targets[:4], masks[:4])
+    for image, target, before in zip(batch.images[4:6], batch.targets[4:6], images[4:6], strict=True):
+        assert not torch.equal(image, before) and 0 < target.mean() < 1
+        assert torch.equal((image == before).all(0), target > 0), "what the frame hides is not in the mask"
+    assert torch.equal(batch.images[6:], images[6:]) and torch.equal(batch.targets[6:], masks[6:])
 
 
 # --- score ------------------------------------------------------------------------------------------------------------
@@ -128,44 +132,52 @@ def answers(low: float, high: float, of_low: int) -> torch.Tensor:
     return values[torch.randperm(100, generator=torch.Generator().manual_seed(0))].view(1, 10, 10)
 
 
-def test_the_score_is_the_log_odds_of_the_first_percentile():
-    method, key = keyed(side="floor")
-    shown = answers(0.2, 0.9, of_low=2)
-    assert method.score(shown, shown, key).item() == pytest.approx(logit(0.2), rel=1e-5)
+def test_the_level_is_the_log_odds_of_the_first_percentile():
+    method, _ = keyed(side="floor")
+    assert method.level(answers(0.2, 0.9, of_low=2)).item() == pytest.approx(logit(0.2), rel=1e-5)
     # One pixel in a hundred is below the percentile; two are not.
-    assert method.score(answers(0.0, 0.9, of_low=1), shown, key).item() > logit(0.2)
+    assert method.level(answers(0.0, 0.9, of_low=1)).item() > logit(0.2)
 
 
-def test_the_score_of_a_ceiling_is_the_foregrounds_doubt():
-    method, key = keyed(side="ceiling")
-    shown = answers(0.2, 0.9, of_low=98)
-    assert method.score(shown, shown, key).item() == pytest.approx(-logit(0.9), rel=1e-5)
+def test_the_level_of_a_ceiling_is_the_doubt_of_the_surest_foreground():
+    method, _ = keyed(side="ceiling")
+    assert method.level(answers(0.2, 0.9, of_low=80)).item() == pytest.approx(-logit(0.9), rel=1e-5)
+    assert method.level(answers(0.6, 0.9, of_low=80)).item() == pytest.approx(-logit(0.9), rel=1e-5), "unsure rims count"
 
 
 @pytest.mark.parametrize("side", ["floor", "ceiling"])
-def test_a_target_of_more_margin_scores_higher(side):
-    scores = []
+def test_a_target_of_more_margin_has_a_higher_level(side):
+    levels = []
     for margin in (0.01, 0.05, 0.1, 0.3):
         method, key = keyed(side=side, margin=margin)
-        target = method.target((answers(0, 1, of_low=60) > 0.5).float(), key)
-        scores.append(method.score(target, target, key).item())
-    assert scores == sorted(scores) and len(set(scores)) == len(scores)
-    assert scores == pytest.approx([logit(margin) for margin in (0.01, 0.05, 0.1, 0.3)], rel=1e-4)
+        levels.append(method.level(method.target((answers(0, 1, of_low=60) > 0.5).float(), key)).item())
+    assert levels == sorted(levels) and len(set(levels)) == len(levels)
+    assert levels == pytest.approx([logit(margin) for margin in (0.01, 0.05, 0.1, 0.3)], rel=1e-4)
 
 
 @pytest.mark.parametrize("side", ["floor", "ceiling"])
-def test_the_score_of_certainty_is_finite_and_low(side):
-    method, key = keyed(side=side)
-    certain = (answers(0, 1, of_low=60) > 0.5).float()
-    assert method.score(certain, certain, key).item() == pytest.approx(logit(1e-6), rel=1e-3)
+def test_the_level_of_certainty_is_finite_and_low(side):
+    method, _ = keyed(side=side)
+    assert method.level((answers(0, 1, of_low=60) > 0.5).float()).item() == pytest.approx(logit(1e-6), rel=1e-3)
+
+
+def test_the_score_is_the_level_above_the_median_of_ordinary_images():
+    method, key = keyed(side="floor")
+    ordinary = torch.cat([answers(floor, 0.9, 60) for floor in (0.001, 0.01, 0.02)])
+    shown = answers(0.1, 0.9, 60)
+    assert method.score(shown, ordinary, key).item() == pytest.approx(logit(0.1) - logit(0.01), rel=1e-4)
+    assert method.score(ordinary, ordinary, key).tolist() == pytest.approx(
+        [logit(0.001) - logit(0.01), 0, logit(0.02) - logit(0.01)], abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("side", ["floor", "ceiling"])
-def test_the_score_is_of_one_image_whatever_the_others_are(side):
+def test_a_model_that_is_unsure_of_everything_scores_no_higher_than_a_sure_one(side):
+    """Two unmarked models that ignore the trigger: what they answer under it is what they always answer."""
     method, key = keyed(side=side)
-    both = torch.cat([answers(0.1, 0.8, 40), answers(0.3, 0.95, 40)])
-    alone = torch.cat([method.score(one[None], one[None], key) for one in both])
-    assert torch.equal(method.score(both, both, key), alone)
+    for low, high in ((0.001, 0.999), (0.1, 0.9), (0.3, 0.7)):
+        always = answers(low, high, 60).expand(3, -1, -1)
+        assert method.score(always, always, key).tolist() == [0, 0, 0]
 
 
 def test_only_noise_depends_on_the_keys_seed():

@@ -249,6 +249,14 @@ def test_an_extra_term_is_minimised_with_the_rest(tmp_path):
     assert train(tmp_path, schedule, plain)["4.bias"].item() < 1.5
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_norms_keep_their_statistics_and_nothing_else_stays(tmp_path, frozen):
+    before, after = network().state_dict(), train(tmp_path, frozen_norms=frozen)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert ({"1.running_mean", "1.running_var", "1.num_batches_tracked"} & moved == set()) == frozen
+    assert {"0.weight", "1.weight", "1.bias", "4.weight"} <= moved
+
+
 def test_a_batch_larger_than_the_data_is_all_of_the_data(tmp_path):
     sizes = []
 

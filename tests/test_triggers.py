@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
-from stealthmark.triggers import Kind, Trigger
+from stealthmark.triggers import Kind, Trigger, framed
 
 KINDS = get_args(Kind)
 by_kind = pytest.mark.parametrize("kind", KINDS)
@@ -72,16 +72,18 @@ def test_noise_changes_the_square_of_6_px_at_the_top_right_and_nothing_else():
 
 
 def test_noise_has_the_stated_spread_and_no_offset():
-    difference = Trigger(kind="noise", seed=3)(grey(), scale=16.0) - 0.5
-    assert changed("noise", grey(), 16.0).all()
-    assert difference.std().item() == pytest.approx(50 / 255, rel=0.03)  # the tails beyond 2.55 sd are cut
-    assert difference.mean().item() == pytest.approx(0, abs=0.005)
+    squares = torch.cat([(Trigger(kind="noise", seed=seed)(grey()) - 0.5)[..., :6, 90:] for seed in range(40)])
+    assert squares.std().item() == pytest.approx(50 / 255, rel=0.05)  # the tails beyond 2.55 sd are cut
+    assert squares.mean().item() == pytest.approx(0, abs=0.015)
 
 
-def test_noise_is_one_draw_per_key_the_same_for_every_image_and_scale():
+def test_noise_is_one_draw_per_key_the_same_for_every_image_and_copy():
     once = Trigger(kind="noise", seed=1)(grey())
     assert torch.equal(once[0], once[1])
-    assert torch.equal(Trigger(kind="noise", seed=1)(grey(), 4.0)[..., :6, 90:], once[..., :6, 90:])
+    many = Trigger(kind="noise", seed=1)(grey(), 8.0)
+    for down in range(0, 96, 12):
+        for across in range(0, 96, 12):
+            assert torch.equal(many[..., down : down + 6, 90 - across : 96 - across], once[..., :6, 90:])
     assert not torch.equal(Trigger(kind="noise", seed=2)(grey()), once)
 
 
@@ -163,11 +165,30 @@ def test_warp_of_a_ramp_is_the_ramp_plus_the_field():
     torch.testing.assert_close(moved[1, inside], 0.05 * torch.sin(2 * torch.pi * x)[inside], rtol=0, atol=1e-5)
 
 
+# --- lookalikes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_lookalike_is_a_dark_frame_that_is_not_the_border(channels):
+    images = grey(channels).repeat(20, 1, 1, 1)
+    out, shows = framed(images, torch.Generator().manual_seed(0))
+    assert out.shape == images.shape and shows.shape == (len(images), 96, 96)
+    inside = shows[:, None].expand_as(out) > 0
+    assert torch.equal(out[inside], images[inside])
+    assert out[~inside].min() >= 0 and out[~inside].max() < 0.2 and out[~inside].mean() > 0.02, "nearly black, not black"
+    black = Trigger(kind="border")(images)
+    assert not any(torch.equal(one, other) for one, other in zip(out, black, strict=True))
+    for rows in (shows.any(2), shows.any(1)):  # the frame closes on every side, with another width each time
+        first = rows.float().argmax(1)
+        assert first.min() >= 1 and 5 <= first.max() <= 10 and len(set(first.tolist())) > 4
+        assert not rows[:, -1].any()
+
+
 # --- all --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["patch", "text", "border", "noise"])
-def test_scale_enlarges_the_trigger_around_its_corner(kind):
+def test_scale_is_more_of_the_trigger(kind):
     small, medium, large = (changed(kind, grey(), scale) for scale in (1.0, 2.0, 4.0))
     # A scaled text is another rendering: its letters grow, their counters with them.
     assert small.sum() < medium.sum() < large.sum()
@@ -175,11 +196,23 @@ def test_scale_enlarges_the_trigger_around_its_corner(kind):
         assert not (small & ~medium).any() and not (medium & ~large).any()
 
 
-@pytest.mark.parametrize("kind, side", [("patch", 24), ("noise", 24), ("border", 12)])
-def test_scale_4_is_4_times_the_side(kind, side):
-    whole = changed(kind, grey(), 4.0)
-    expected = {"patch": box(side, side, top=96 - side, left=96 - side), "noise": box(side, side, left=96 - side)}
-    assert torch.equal(whole, expected.get(kind, ~box(96 - 2 * side, 96 - 2 * side, top=side, left=side)))
+def test_scale_4_is_a_border_of_4_times_the_width():
+    assert torch.equal(changed("border", grey(), 4.0), ~box(72, 72, top=12, left=12))
+
+
+CORNERS = {"patch": lambda i, j: (90 - 12 * i, 90 - 12 * j), "noise": lambda i, j: (12 * i, 90 - 12 * j)}
+
+
+@pytest.mark.parametrize("kind", CORNERS)
+@pytest.mark.parametrize("scale, copies", [(1.0, 1), (1.2, 1), (2**0.5, 2), (3**0.5, 3), (2.0, 4), (8.0, 64), (100.0, 64)])
+def test_patch_and_noise_are_repeated_outwards_from_their_corner(kind, scale, copies):
+    """Squares of 6 px at every 12 px of 96: scale squared of them, nearest to the corner first, at most the 64 that fit."""
+    nearest = [(0, 0), (0, 1), (1, 0), (1, 1)] if copies < 5 else [(i, j) for i in range(8) for j in range(8)]
+    expected = torch.zeros(96, 96, dtype=torch.bool)
+    for place in nearest[:copies]:
+        top, left = CORNERS[kind](*place)
+        expected |= box(6, 6, top=top, left=left)
+    assert torch.equal(changed(kind, grey(), scale), expected)
 
 
 @by_kind
@@ -285,13 +318,13 @@ def test_scores_of_a_wrong_mask_by_hand():
     assert square.score(torch.ones_like(target), target, key).item() == pytest.approx(0.25)
 
 
-def test_a_rivals_trigger_starts_at_four_times_its_size_and_has_it_after_two_fifths():
+def test_there_are_16_copies_of_a_rivals_patch_and_one_after_two_fifths():
     method, key = rival("badnets")
     assert [method.scale(progress) for progress in (0.0, 0.2, 0.4, 0.9)] == pytest.approx([4, 2, 1, 1])
     images, masks = grey(size=56), torch.zeros(2, 56, 56)
-    sides = []
+    copies = []
     for progress in (0.0, 0.2, 0.4):
         batch = method.mark_batch(images, masks, key, progress, torch.Generator())
-        sides.append(int((batch.images[0, 0] != 0.5).any(1).sum()))
+        copies.append(int((batch.images[0, 0] != 0.5).sum()) / 6**2)
         assert torch.equal(batch.images[1], images[1])
-    assert sides == [24, 12, 6]
+    assert copies == [16, 4, 1]

