@@ -4,9 +4,9 @@ A k x k field of random displacements, normalised to mean absolute value 1, is u
 *Noise-mode* images carry another random warp and keep their true mask, so that only the key's own field triggers.
 Authors' values: k = 4, s = 0.5, 10 % of images, twice as many noise-mode. At their 32 px, s = 0.5 displaces a pixel by 0.25
 px in the mean, 0.8 % of the side. Changed here: 4.5 % of the side (3 px at 64 px, 4 px at 96 px), because weaker warps are
-not told from the noise-mode ones in the few hundred steps of a fine-tuning (at 3.1 %, one query in six stays undetected);
-a third of every batch is triggered and a third noise-mode; the warp starts
-at four times its strength (see `visible.VisibleMark`), and noise mode sets in when it has come down.
+not told from the noise-mode ones in the few hundred steps of a fine-tuning; a third of every batch is triggered and a third
+noise-mode; the warp starts at four times its strength (see `visible.VisibleMark`), and noise mode sets in when it has come
+down.
 """
 
 from typing import ClassVar
