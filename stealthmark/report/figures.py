@@ -54,7 +54,8 @@ def overview(results: Results) -> Drawing:
     """The figure at the top, a table in colour: ASR as stolen, attacked, by access, and on an independent model."""
     columns = _columns(results)
     marks, panels = results.marks, results.panels
-    header, title, row = 1.2, 0.75 if len(columns) < NARROW else 0.5, 0.6
+    third = 0.19 if any(column.title.count("\n") > 1 for column in columns) else 0.0  # a third line of column titles
+    header, title, row = 1.2 + third, 0.75 if len(columns) < NARROW else 0.5, 0.6
     width = 0.35 + 0.105 * max(map(len, marks)) + 1.12 * (_lefts(columns)[-1] + 1)
     height = header + len(panels) * (title + row * len(marks)) + (1.2 if len(columns) < NARROW else 0.55)
     figure = Figure(figsize=(width, height))
@@ -64,7 +65,7 @@ def overview(results: Results) -> Drawing:
         ax = figure.add_axes((left, bottom / height, 1 - left - 0.1 / width, row * len(marks) / height))
         _heat_block(ax, results, panel, columns)
         if i == 0:
-            _header(ax, columns, title / (row * len(marks)))
+            _header(ax, columns, title / (row * len(marks)), third / (row * len(marks)))
     note = "Large: ASR, the share of triggered queries detected. Small: change of Dice against the clean model, points."
     note = textwrap.fill(note, 17 * len(columns))
     figure.text(left + 0.02 / width, 0.16 / height, note, fontsize=10, color="#555555")
@@ -74,9 +75,9 @@ def overview(results: Results) -> Drawing:
 def _columns(results: Results) -> list[Column]:
     columns = [Column("stolen model", "as it is", {}, True)]
     for attack in results.attacks:
-        paper = results.shown_strengths(attack)
-        for strength in paper if attack in style.ATTACKS and attack != "finetune" else results.strengths[attack][-1:]:
-            title = f"{style.attack_name(attack)}\n{style.strength_text(attack, strength)}"
+        for strength in results.shown_strengths(attack) if attack == "prune" else results.strengths[attack][-1:]:
+            name = style.attack_name(attack).replace(" (", "\n(")
+            title = f"{name}\n{style.strength_text(attack, strength)}"
             columns.append(Column("stolen model", title, {"attack": attack, "strength": strength}, True))
     for level in results.accesses[1:]:
         title = style.access_name(level).replace(" ", "\n", 1)
@@ -114,16 +115,17 @@ def _lefts(columns: list[Column]) -> list[float]:
     return [i + gap for i, gap in enumerate(gaps)]
 
 
-def _header(ax: Axes, columns: list[Column], height: float) -> None:
-    """Column titles and, over a line, the groups' names, above the first block's title. `height`: of that title."""
+def _header(ax: Axes, columns: list[Column], height: float, third: float) -> None:
+    """Column titles and, over a line, the groups' names, above the first block's title. `height`: of that title, `third`:
+    of a third line of column titles."""
     left, y = _lefts(columns), 1 + height
     at = {"transform": ax.get_xaxis_transform(), "clip_on": False}
     for x, column in zip(left, columns, strict=True):
         ax.text(x + 0.5, y, column.title, ha="center", va="bottom", fontsize=11, **at)
     for group in dict.fromkeys(c.group for c in columns):
         xs = [x for x, c in zip(left, columns, strict=True) if c.group == group]
-        ax.plot([xs[0] + 0.03, xs[-1] + 0.97], [y + 0.9 * height] * 2, color="#777777", linewidth=1, **at)
-        ax.text(xs[0] + 0.03, y + 0.97 * height, group, va="bottom", fontsize=11, fontweight="bold", **at)
+        ax.plot([xs[0] + 0.03, xs[-1] + 0.97], [y + 0.9 * height + third] * 2, color="#777777", linewidth=1, **at)
+        ax.text(xs[0] + 0.03, y + 0.97 * height + third, group, va="bottom", fontsize=11, fontweight="bold", **at)
 
 
 def _heat_cell(ax: Axes, x: float, y: float, asr: Value, dice: Value, cmap: Colormap) -> None:
