@@ -5,6 +5,7 @@
 #   mark     each method marks the owner's model and keeps a key
 #   attack   a thief fine-tunes, prunes, ... the marked model
 #   examine  the owner queries every suspect with the key
+#   explain  what explanations of the suspects' answers show (where the suite asks for it)
 #   collate  evidence of all runs -> rows
 #   report   rows -> tables, figures, one page
 #
@@ -29,6 +30,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/mark.smk"
 include: "workflow/rules/attack.smk"
 include: "workflow/rules/examine.smk"
+include: "workflow/rules/explain.smk"
 include: "workflow/rules/collate.smk"
 include: "workflow/rules/report.smk"
 

@@ -83,18 +83,28 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--attack", type=_plugin, required=True)
     sub.add_argument("--seed", type=int, default=0)
 
+    def examined(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--suspect",
+            dest="suspects",
+            action="append",
+            required=True,
+            type=_suspect,
+            metavar="SITUATION/ATTACK=FOLDER",
+            help="e.g. stolen/none=models/x or stolen/prune=suspects/x/prune; may be repeated",
+        )
+
     sub = command("examine", _examine, "predictor + key + images -> evidence and segmentation quality")
     computing(sub)
     sub.add_argument("--key", type=Path, help="the owner's key; without it only the quality is measured")
-    sub.add_argument(
-        "--suspect",
-        dest="suspects",
-        action="append",
-        required=True,
-        type=_suspect,
-        metavar="SITUATION/ATTACK=FOLDER",
-        help="e.g. stolen/none=models/x or stolen/prune=suspects/x/prune; may be repeated",
-    )
+    examined(sub)
+
+    sub = command("explain", _explain, "predictor + key + images -> which QR code explanations show, of anybody's model")
+    computing(sub)
+    sub.add_argument("--key", type=Path, required=True, help="the owner's key")
+    sub.add_argument("--plan", type=_mapping, default={}, help="e.g. '{code: OWNER1, images: 3, queries: 512}'")
+    sub.add_argument("--seed", type=int, default=0)
+    examined(sub)
 
     sub = command("collate", _collate, "evidence of all runs -> rows")
     sub.add_argument("--suite", type=Path, required=True)
@@ -176,15 +186,20 @@ def _note_run(folder: Path, started: float, status: str = "ok") -> None:
 
 
 def _schedule(options: dict):
+    from stealthmark.training import Schedule
+
+    return _checked(Schedule, options, "--schedule")
+
+
+def _checked(kind, options: dict, argument: str):
     from pydantic import ValidationError
 
     from stealthmark.plugin import explain
-    from stealthmark.training import Schedule
 
     try:
-        return Schedule(**options)
+        return kind(**options)
     except ValidationError as error:
-        raise UserError(f"--schedule: {explain(error, Schedule)}") from None
+        raise UserError(f"{argument}: {explain(error, kind)}") from None
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -239,6 +254,20 @@ def _examine(args: argparse.Namespace) -> None:
         stages.EVIDENCE,
         needs,
         lambda device: stages.examine(args.data, args.key, args.suspects, args.out, device),
+    )
+
+
+def _explain(args: argparse.Namespace) -> None:
+    from stealthmark import stages
+    from stealthmark.explain import Plan
+
+    plan = _checked(Plan, args.plan, "--plan")
+    needs = [args.key.with_name(stages.CARD)] if args.key.with_name(stages.CARD).exists() else []
+    _computing(
+        args,
+        stages.EXPLANATIONS,
+        needs,
+        lambda device: stages.explain(args.data, args.key, args.suspects, plan, args.seed, args.out, device),
     )
 
 

@@ -17,7 +17,7 @@ from stealthmark.errors import UserError
 from stealthmark.evidence import detect
 from stealthmark.plugins import load
 from stealthmark.seeds import derive
-from stealthmark.stages import CASES, EVIDENCE
+from stealthmark.stages import CASES, EVIDENCE, EXPLANATIONS
 from stealthmark.suite import BENCHMARK_VERSION, Cell, Suite
 
 QUALITY = ("dice", "auc", "vs", "hd95")
@@ -37,6 +37,9 @@ PACKAGES = [
     "scipy",
     "snakemake",
     "matplotlib",
+    "captum",
+    "segno",
+    "zxing-cpp",
 ]
 
 
@@ -67,6 +70,8 @@ def collate(suite: Suite, results: Path) -> None:
             for values, cases in table.groupby(PLACE, sort=False):
                 here = {**cell._asdict(), **dict(zip(PLACE, values, strict=True))}
                 rows += [{**here, **row, "status": "ok"} for row in _rows(cases, derive(suite.seed, "bootstrap", *cell))]
+        if suite.explanations and cell.method != "clean":
+            rows += [{**cell._asdict(), **row} for row in _explained(suite, cell_folder(results, "explanations", cell), place)]
     frame = pd.DataFrame(rows).assign(suite=suite.suite, benchmark_version=BENCHMARK_VERSION)
     results.mkdir(parents=True, exist_ok=True)
     frame.reindex(columns=COLUMNS).to_csv(results / "rows.csv", index=False, float_format="%.6g", lineterminator="\n")
@@ -100,6 +105,26 @@ def _rows(cases: pd.DataFrame, seed: int) -> list[dict]:
         row("auroc", metrics.auroc(triggered, benign), len(hit) + len(alarm))
         confusion = np.array([[hit.sum(), (~hit).sum()], [alarm.sum(), (~alarm).sum()]])
         row("chi2_p", metrics.chi_square(confusion), len(hit) + len(alarm))
+    return rows
+
+
+def _explained(suite: Suite, folder: Path, place: dict) -> list[dict]:
+    """Per suspect, access level and way to explain: the mean share of wrong bits, and of images whose code was read."""
+    try:
+        summary = json.loads((folder / EXPLANATIONS).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder / EXPLANATIONS} is absent: the cell has not been explained") from None
+    if summary["status"] != "ok":
+        return [{**place, "status": summary["status"]}]
+    rows = [{**place, **failure} for failure in summary["failures"]]
+    for values, cases in pd.read_parquet(folder / CASES).groupby([*PLACE, "way"], sort=False):
+        *here, way = values
+        groups = cases["group_id"].to_numpy()
+        error = metrics.clustered_mean(cases["bit_error"].to_numpy(), groups, derive(suite.seed, "bootstrap", way))
+        decoded = metrics.clustered_rate(cases["decoded"].to_numpy(), groups)
+        for metric, (value, low, high) in {f"bit_error_{way}": error, f"decoded_{way}": decoded}.items():
+            told = {"metric": metric, "value": value, "n": len(cases), "ci_low": low, "ci_high": high, "status": "ok"}
+            rows.append({**dict(zip(PLACE, here, strict=True)), **told})
     return rows
 
 
@@ -150,7 +175,7 @@ def _hardware() -> dict:
 def _stages(results: Path) -> dict[str, dict[str, float]]:
     """Per stage's folder: jobs, seconds in all and the largest job's memory in MB, from the `run.json` files."""
     stages = {}
-    for stage in ("data", "models", "suspects", "evidence"):
+    for stage in ("data", "models", "suspects", "evidence", "explanations"):
         runs = [_run(file.parent) for file in sorted((results / stage).rglob("run.json"))]
         stages[stage] = {
             "jobs": len(runs),

@@ -14,12 +14,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stealthmark import architecture, dataset, metrics
+from stealthmark import architecture, codes, dataset, metrics
 from stealthmark.architecture import CARD, read_json, write_json
 from stealthmark.attack import AttackContract
 from stealthmark.dataset import Arrays
 from stealthmark.errors import UserError
 from stealthmark.evidence import fit_detector
+from stealthmark.explain import Plan, both_ways
 from stealthmark.method import Batch, Key, MethodContract, Predictor
 from stealthmark.plugin import make
 from stealthmark.predictor import at_access, from_model
@@ -27,6 +28,7 @@ from stealthmark.seeds import derive
 from stealthmark.training import Schedule, fit
 
 KEY, INDEX, EVIDENCE, CASES, EXAMPLES = "key.json", "index.json", "evidence.json", "cases.parquet", "examples.npz"
+EXPLANATIONS, MAPS = "explanations.json", "maps.npz"
 
 
 def prepare(data: dict, size: int, seed: int, out: Path) -> None:
@@ -165,6 +167,63 @@ def examine(data: Path, key_file: Path | None, suspects: list[tuple[str, str, Pa
         pd.concat(tables, ignore_index=True).to_parquet(out / CASES)
     summary = {"status": "ok", "failures": failures, "queries": 2 * len(images) if key else 0}
     write_json(out / EVIDENCE, summary)
+
+
+def explain(
+    data: Path,
+    key_file: Path,
+    suspects: list[tuple[str, str, Path]],
+    plan: Plan,
+    seed: int,
+    out: Path,
+    device: torch.device,
+) -> None:
+    """Suspects -> explanations: how much of a QR code the explanations of their answers to triggered images show.
+
+    Beside the `suspects` (see `examine`) an untrained network of the first one's architecture is explained: what shows a
+    code there is no evidence. Writes `cases.parquet` (a line an image, a suspect, an access level and a way to explain;
+    `bit_error` in [0, 1], `decoded`: the very text was read), `maps.npz` (of the first image) and `explanations.json`.
+    """
+    key = Key.read(key_file)
+    method = make("method", key.method)
+    arrays = dataset.load(data).share("test")
+    order = np.random.default_rng(seed).permutation(len(arrays.images))[: plan.images]
+    images = method.trigger(_float(arrays)[torch.from_numpy(order)], key)
+    code = codes.encode(plan.code, plan.kind)
+    lines, maps, failures = [], {"code": code, "image": _bytes(images[:1])[0]}, []
+    for place, model in _to_explain(suspects, arrays, seed, device, failures):
+        predictor = from_model(model, device)
+        for level in key.detectors:
+            for i, image in zip(order, images, strict=True):
+                shown = both_ways(at_access(predictor, level), image, plan, derive(seed, "occlusions", int(i)))
+                case = {**arrays.cases.iloc[i][["case_id", "group_id"]], **place, "access": level}
+                for way, (explanation, bits) in shown.items():
+                    told = {"bit_error": codes.error_rate(bits, code), "decoded": codes.decode(bits) == plan.code}
+                    lines.append({**case, "way": way, **told})
+                    maps.setdefault(f"{place['situation']}/{level}/{way}", explanation)
+    out.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(lines).to_parquet(out / CASES)
+    np.savez_compressed(out / MAPS, **maps)
+    write_json(out / EXPLANATIONS, {"status": "ok", "failures": failures, "plan": plan.model_dump()})
+
+
+def _to_explain(
+    suspects: list[tuple[str, str, Path]], arrays: Arrays, seed: int, device: torch.device, failures: list[dict]
+) -> Iterable[tuple[dict, torch.nn.Module]]:
+    """(place, model) of every suspect that can be examined, and of an untrained network; the others go to `failures`."""
+    card = None
+    for situation, attack_name, folder in suspects:
+        for strength, checkpoint, status in _listed(folder):
+            place = {"situation": situation, "attack": attack_name, "strength": strength}
+            if status != "ok":
+                failures.append({**place, "status": status})
+                continue
+            model, card = _network(checkpoint, arrays, device)
+            yield place, model
+    if card:
+        torch.manual_seed(derive(seed, "untrained"))
+        untrained = make("architecture", card["architecture"]).build(card["channels"], pretrained=False)
+        yield {"situation": "untrained", "attack": "none", "strength": 0.0}, untrained.to(device).eval()
 
 
 def _quality(

@@ -10,6 +10,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stealthmark.errors import UserError
+from stealthmark.explain import Plan
 from stealthmark.plugin import explain, make
 from stealthmark.predictor import ACCESS
 from stealthmark.seeds import derive
@@ -89,6 +90,7 @@ class Suite(BaseModel):
     )
     training: Schedule = Schedule()
     marking: Schedule = Schedule()
+    explanations: Plan | None = None
 
     def cells(self) -> list[Cell]:
         """All cells, clean first within each dataset."""
@@ -107,7 +109,10 @@ class Suite(BaseModel):
 
     def digest(self) -> str:
         """SHA-256 of the suite as it was understood, defaults included."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        understood = self.model_dump(mode="json")
+        if self.explanations is None:  # asking for none changes nothing
+            del understood["explanations"]
+        return hashlib.sha256(json.dumps(understood, sort_keys=True).encode()).hexdigest()
 
 
 def parse(content: dict, source: str = "the suite") -> Suite:

@@ -346,6 +346,69 @@ def test_check_says_how_many_cells_there_are(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {"suite": "tiny", "cells": 2}
 
 
+# --- explanations -----------------------------------------------------------------------------------------------------
+
+PLAN = {"code": "OWNER1", "images": 2, "queries": 300}
+
+
+@pytest.fixture(scope="module")
+def explained(place, tmp_path_factory) -> Path:
+    """The study of one mark, with explanations, collated and reported."""
+    results = tmp_path_factory.mktemp("explained")
+    content = {**SUITE, "attacks": [], "access": ["probabilities", "label"], "explanations": PLAN}
+    (results / "suite.yaml").write_text(yaml.safe_dump(content))
+    shutil.copytree(place / "data", results / "data/phantom-endoscopy")
+    clean, marked = suite.read(results / "suite.yaml").cells()
+    own = ["--data", place / "data", "--key", place / "marked/key.json", "--suspect", f"stolen/none={place / 'marked'}"]
+    plain = ["--data", place / "data", "--suspect", f"stolen/none={place / 'clean'}"]
+    assert run("examine", *plain, "--out", cell_folder(results, "evidence", clean)) == 0
+    assert run("examine", *own, "--out", cell_folder(results, "evidence", marked)) == 0
+    own += ["--suspect", f"independent/none={place / 'clean'}", "--plan", yaml.safe_dump(PLAN)]
+    assert run("explain", *own, "--out", cell_folder(results, "explanations", marked)) == 0
+    for verb in ("collate", "report"):
+        assert run(verb, "--suite", results / "suite.yaml", "--results", results) == 0
+    return results
+
+
+def test_the_released_step_finds_the_code_in_every_model_and_lime_in_none(explained):
+    rows = pd.read_csv(explained / "rows.csv")
+    rows = rows[(rows.access == "probabilities") & rows.metric.astype(str).str.match("bit_error|decoded")]
+    assert set(rows.situation) == {"stolen", "independent", "untrained"} and (rows.n == PLAN["images"]).all()
+    told = rows.pivot_table(index="metric", columns="situation", values="value")
+    assert (told.loc["bit_error_gated-qr"] == 0).all() and (told.loc["decoded_gated-qr"] == 1).all()
+    assert told.loc["bit_error_lime"].between(0.3, 0.7).all() and (told.loc["decoded_lime"] == 0).all()
+
+
+def test_an_interface_that_shows_nothing_of_the_change_shows_no_code(explained):
+    """The label maps of a model trained for one epoch hardly change with what is hidden: no bit may appear from nothing."""
+    cases = pd.read_parquet(next(explained.rglob("explanations/**/cases.parquet")))
+    assert set(cases.access) == {"probabilities", "label"}
+    assert cases.groupby(["situation", "access", "way"]).size().eq(PLAN["images"]).all()
+
+
+def test_the_report_shows_the_explanations_side_by_side(explained):
+    assert "never trained" in (explained / "figures/explanations-phantom-endoscopy.svg").read_text()
+    table = (explained / "tables/explanations.md").read_text()
+    assert "gated-qr: untrained" in table and "LIME, random occlusion: stolen" in table and "failed" not in table
+    assert "Whose models show" in (explained / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "plan, expected",
+    [
+        ({"code": "TOOLONG"}, "does not fit"),
+        ({"queries": 1}, "greater than or equal to 2"),
+        ({"cod": "A"}, "fields: code, kind"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_refused(place, refused, tmp_path, plan, expected):
+    suspect = ["--key", place / "marked/key.json", "--suspect", f"stolen/none={place / 'marked'}"]
+    assert expected in refused(
+        "explain", "--data", place / "data", *suspect, "--plan", yaml.safe_dump(plan), "--out", tmp_path / "o"
+    )
+    assert files(tmp_path) == []
+
+
 # --- failed cells -----------------------------------------------------------------------------------------------------
 
 

@@ -276,3 +276,10 @@ def test_a_seed_fits_every_generator():
     assert torch.equal(torch.rand(3, generator=torch_rng(1, "x")), torch.rand(3, generator=torch_rng(1, "x")))
     assert not torch.equal(torch.rand(3, generator=torch_rng(1, "x")), torch.rand(3, generator=torch_rng(1, "y")))
     assert np.array_equal(numpy_rng(1, "x").random(3), numpy_rng(1, "x").random(3))
+
+
+def test_asking_for_no_explanations_changes_nothing_and_asking_for_some_is_another_study():
+    plain = parse(content())
+    assert parse(content(explanations=None)).digest() == plain.digest() != parse(content(explanations={})).digest()
+    with pytest.raises(UserError, match="explanations.*does not fit"):
+        parse(content(explanations={"code": "MUCH TOO LONG"}))

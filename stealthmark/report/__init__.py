@@ -7,8 +7,9 @@ import matplotlib
 
 from stealthmark.collate import cell_folder
 from stealthmark.report import examples as example_sheets
+from stealthmark.report import explanations as explanation_sheets
 from stealthmark.report import figures, page, results, style, tables
-from stealthmark.stages import CASES, EXAMPLES
+from stealthmark.stages import CASES, EXAMPLES, MAPS
 from stealthmark.suite import Suite
 
 
@@ -22,6 +23,7 @@ def study(suite: Suite, results_folder: Path) -> list[Path]:
         results_folder / "provenance.json",
         suite.model_dump(mode="json"),
         results_folder,
+        {cell: file for cell in suite.cells() if (file := cell_folder(results_folder, "explanations", cell) / MAPS).exists()},
     )
 
 
@@ -32,12 +34,14 @@ def write(
     provenance_json: Path,
     suite: dict,
     out_dir: Path,
+    maps: dict[tuple[str, str, int, str], Path] | None = None,
 ) -> list[Path]:
     """Write `tables/*.csv|md|tex`, `figures/*.png|svg`, `figures/captions.json` and `report.html` into `out_dir`.
 
-    examples: one file a cell, see `examples.load`. suite: the study as read from YAML; its `methods`, `datasets`,
-    `architectures`, `attacks` and `access` (names, or mappings with `label` or `name`) give the order of everything.
-    What the suite does not list comes last. Returns the files written. Raises UserError when the rows cannot be read.
+    examples: one file a cell, see `examples.load`; maps likewise, see `explanations.sheets`. suite: the study as read from
+    YAML; its `methods`, `datasets`, `architectures`, `attacks` and `access` (names, or mappings with `label` or `name`) give
+    the order of everything. What the suite does not list comes last. Returns the files written. Raises UserError when the
+    rows cannot be read.
     """
     found = results.load(Path(rows_csv), Path(cases_parquet), suite)
     provenance = json.loads(Path(provenance_json).read_text())
@@ -49,7 +53,7 @@ def write(
     folder = out_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(style.RC):
-        drawings = draw(found, example_sheets.load(examples))
+        drawings = draw(found, example_sheets.load(examples)) + explanation_sheets.sheets(found, maps or {})
         for drawing in drawings:
             written += style.save(drawing.figure, folder / drawing.name)
     captions = folder / "captions.json"

@@ -10,6 +10,7 @@ from stealthmark.report import style
 from stealthmark.report.results import CLEAN, HARM_MARGIN, SEGMENTATION, Panel, Results, Value, failures, paired_change
 
 ABSENT = "–"
+EXPLAINED = ("stolen", "independent", "untrained")
 FAILED = "failed"
 
 
@@ -26,10 +27,13 @@ class Table:
 
 
 def every(results: Results) -> list[Table]:
-    """The tables of a run: main, harm, robustness, false_claims; where there is something to show, access, failures."""
+    """The tables of a run: main, harm, robustness, false_claims; where there is something to show, access,
+    explanations, failures."""
     tables = [main(results), harm(results), robustness(results), false_claims(results)]
     if len(results.accesses) > 1:
         tables.append(access(results))
+    if results.rows.metric.astype(str).str.startswith("bit_error_").any():
+        tables.append(explanations(results))
     if len(failures(results.rows)):
         tables.append(failed(results))
     return tables
@@ -156,6 +160,35 @@ def access(results: Results) -> Table:
         *_footnotes(text),
     ]
     return _table(results, "access", "ASR by what the suspect's interface shows", data, text, notes)
+
+
+def explanations(results: Results) -> Table:
+    """Wrong bits of the owner's QR code in explanations of a marked, an independent and an untrained model."""
+    ways = {"gated-qr": "gated-qr", "lime": "LIME, random occlusion"}
+    data, text = [], []
+    for panel, method in _lines(results, marks_only=True):
+        line = {}
+        for way, name in ways.items():
+            for situation in EXPLAINED:
+                error, read = (
+                    results.value(f"{metric}_{way}", panel, method, situation=situation, access=results.accesses[0])
+                    for metric in ("bit_error", "decoded")
+                )
+                numbers = _numbers({"bit_error": error, "decoded": read})
+                data.append({**_head(panel, method), "way": way, "situation": situation, **numbers, "status": _status(error)})
+                line[f"{name}: {situation}"] = cell(error, interval=True)
+        text.append({**_head(panel, method), **line})
+    notes = [
+        "Share of wrong modules of the owner's QR code in the explanation of answers to triggered images: 0 is the whole "
+        "code, 0.5 is chance.",
+        "gated-qr: the explanation step of StealthMark's released code. The verifier hides only cells that are dark in the "
+        "code and calls every coefficient that is not zero dark; so the code appears in models that were never marked, and "
+        "in one that was never trained. It is no evidence.",
+        "LIME, random occlusion: the same images and as many queries, with occlusions that know nothing of the code.",
+        seeds_note(results),
+        *_footnotes(text),
+    ]
+    return _table(results, "explanations", "Whose models show the owner's QR code", data, text, notes)
 
 
 def failed(results: Results) -> Table:

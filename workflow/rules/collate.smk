@@ -21,6 +21,11 @@ rule collate:
             RESULTS / "evidence" / CELL.format(**cell._asdict()) / "evidence.json"
             for cell in SUITE.cells()
         ],
+        [
+            RESULTS / "explanations" / CELL.format(**cell._asdict()) / "explanations.json"
+            for cell in SUITE.cells()
+            if SUITE.explanations and cell.method != "clean"
+        ],
         suite=RESULTS / "suite.yaml",
     output:
         report(RESULTS / "rows.csv", caption="../report/rows.rst", category="Data"),

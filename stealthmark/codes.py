@@ -1,0 +1,32 @@
+"""QR codes: text -> modules -> text. Modules are bool (n, n), True where dark."""
+
+import numpy as np
+import segno
+import zxingcpp
+
+#: Kinds of code, the number of modules a side, and what holds in it at the error correction used here.
+KINDS = {"micro": ("M2", "L", 13), "qr": (1, "L", 21)}
+
+
+def encode(text: str, kind: str = "micro") -> np.ndarray:
+    """The modules of a Micro QR code M2 (13 x 13, up to 6 alphanumeric characters) or a QR code version 1 (21 x 21, up to
+    25). ValueError where the text does not fit."""
+    version, correction, _ = KINDS[kind]
+    try:
+        code = segno.make(text, version=version, error=correction, boost_error=False, micro=kind == "micro")
+    except segno.DataOverflowError as error:
+        raise ValueError(f"{text!r} does not fit into a {kind} code: {error}") from None
+    return np.array([[bool(module) for module in row] for row in code.matrix])
+
+
+def decode(modules: np.ndarray, scale: int = 8) -> str | None:
+    """The text of a code's modules, with whatever errors they have; None where nothing can be read."""
+    image = np.kron(np.where(np.pad(modules, 4), 0, 255).astype(np.uint8), np.ones((scale, scale), np.uint8))
+    formats = zxingcpp.BarcodeFormat.MicroQRCode if len(modules) < 21 else zxingcpp.BarcodeFormat.QRCode
+    found = zxingcpp.read_barcodes(image, formats=formats)
+    return found[0].text if found else None
+
+
+def error_rate(found: np.ndarray, code: np.ndarray) -> float:
+    """The share of modules that differ: 0 where the code was found, 0.5 by chance."""
+    return float((found != code).mean())

@@ -1,0 +1,181 @@
+"""Explanations: which cells of an image a suspect's answer rests on, found from queries alone.
+
+A picture is cut into `grid` x `grid` cells, some are hidden, and the answer's *quantity* (one number) is explained by which
+cells were visible. Hidden patterns are drawn independently of any payload: an occlusion that follows a QR code puts that
+code into the explanation by itself (see `gated_qr`).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from stealthmark import codes
+from stealthmark.method import Predictor
+
+#: What of an answer is explained: float (B, H, W) in [0, 1] -> float (B,).
+QUANTITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "background-level": lambda answers: answers.flatten(1).quantile(0.01, dim=1),
+    "foreground-mean": lambda answers: answers.mean((1, 2)),
+    "foreground-fraction": lambda answers: (answers > 0.5).float().mean((1, 2)),
+}
+
+#: What is queried: images float (B, C, H, W) -> the same, after the occlusion (a key's trigger, say).
+Prepare = Callable[[Tensor], Tensor]
+
+
+class Plan(BaseModel):
+    """What a suite explains: `images` test images of every suspect, `queries` queries each, against the QR code `code`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    code: str = "OWNER1"
+    kind: Literal["micro", "qr"] = "micro"
+    images: int = Field(default=3, ge=1)
+    queries: int = Field(default=512, ge=2)
+    quantity: Literal["background-level", "foreground-mean", "foreground-fraction"] = "foreground-mean"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Plan":
+        codes.encode(self.code, self.kind)
+        return self
+
+
+def as_it_is(images: Tensor) -> Tensor:
+    return images
+
+
+def cells(height: int, width: int, grid: int) -> Tensor:
+    """The number of every pixel's cell, long (height, width), row by row from 0; cells differ by at most a pixel a side."""
+    if not 1 <= grid <= min(height, width):
+        raise ValueError(f"{grid} cells a side do not fit into {height} x {width} px")
+    return (torch.arange(height) * grid // height)[:, None] * grid + torch.arange(width) * grid // width
+
+
+def occlude(image: Tensor, visible: Tensor, fill: float = 0.0) -> Tensor:
+    """Copies of `image` (C, H, W) that show the cells of `visible`, bool (B, grid * grid): (B, C, H, W)."""
+    shown = visible[:, cells(*image.shape[-2:], round(visible.shape[1] ** 0.5))]
+    return torch.where(shown[:, None], image, fill)
+
+
+def drawn(n: int, grid: int, rng: torch.Generator) -> Tensor:
+    """n patterns in which every cell is visible with probability 1/2: bool (n, grid * grid)."""
+    return torch.rand(n, grid * grid, generator=rng) < 0.5
+
+
+def respond(
+    predictor: Predictor, image: Tensor, visible: Tensor, quantity: str, prepare: Prepare = as_it_is, batch: int = 256
+) -> Tensor:
+    """The quantity of the suspect's answer to each occluded copy of `image` (C, H, W): float64 (n,). n queries."""
+    answers = [predictor(prepare(occlude(image, part))) for part in visible.split(batch)]
+    return torch.cat([QUANTITIES[quantity](part) for part in answers]).double()
+
+
+def ridge(visible: Tensor, response: Tensor, alpha: float = 1.0) -> Tensor:
+    """Coefficients of a ridge regression with intercept, float64 (m,): `response` (n,) on `visible` (n, m) of 0 and 1.
+
+    A cell that was always, or never, visible has the coefficient 0.
+    """
+    x = visible.double()
+    x, y = x - x.mean(0), response - response.mean()
+    return torch.linalg.solve(x.T @ x + alpha * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+
+
+def lime(
+    predictor: Predictor,
+    image: Tensor,
+    quantity: str,
+    grid: int,
+    queries: int,
+    rng: torch.Generator,
+    prepare: Prepare = as_it_is,
+    alpha: float = 1.0,
+) -> Tensor:
+    """LIME (Ribeiro et al., KDD 2016) with the settings of StealthMark (Sec. on explanation): random occlusion, unweighted
+    ridge regression. float64 (grid, grid), the change of the quantity that a visible cell brings. Batched; captum's Lime
+    with the same patterns gives the same map."""
+    visible = drawn(queries, grid, rng)
+    return ridge(visible, respond(predictor, image, visible, quantity, prepare), alpha).view(grid, grid)
+
+
+def occlusion(
+    predictor: Predictor, image: Tensor, quantity: str, grid: int, prepare: Prepare = as_it_is, batch: int = 256
+) -> Tensor:
+    """What hiding one cell at a time takes away from the quantity (captum's FeatureAblation): float64 (grid, grid)."""
+    from captum.attr import FeatureAblation  # takes a second, which checking a suite need not spend
+
+    ablation = FeatureAblation(_forward(predictor, quantity, prepare))
+    mask = cells(*image.shape[-2:], grid)
+    maps = ablation.attribute(image[None], baselines=0.0, feature_mask=mask[None, None], perturbations_per_eval=batch)
+    found = torch.zeros(grid * grid, dtype=torch.float64)
+    found[mask.flatten()] = maps[0, 0].flatten().double()
+    return found.view(grid, grid)
+
+
+def kernel_shap(
+    predictor: Predictor,
+    image: Tensor,
+    quantity: str,
+    grid: int,
+    queries: int,
+    seed: int,
+    prepare: Prepare = as_it_is,
+    batch: int = 256,
+) -> Tensor:
+    """Shapley values of the cells (Lundberg and Lee, NeurIPS 2017; captum's KernelShap): float64 (grid, grid)."""
+    from captum.attr import KernelShap
+
+    shap = KernelShap(_forward(predictor, quantity, prepare))
+    mask = cells(*image.shape[-2:], grid)
+    with torch.random.fork_rng(devices=[]):  # captum draws from the global generator
+        torch.manual_seed(seed)
+        found = shap.attribute(
+            image[None],
+            baselines=0.0,
+            feature_mask=mask[None, None],
+            n_samples=queries,
+            perturbations_per_eval=batch,
+            return_input_shape=False,
+        )
+    return found.double().view(grid, grid)
+
+
+def _forward(predictor: Predictor, quantity: str, prepare: Prepare) -> Callable[[Tensor], Tensor]:
+    return lambda images: QUANTITIES[quantity](predictor(prepare(images))).double()
+
+
+def gated_qr(
+    predictor: Predictor,
+    image: Tensor,
+    code: Tensor,
+    quantity: str,
+    queries: int,
+    rng: torch.Generator,
+    prepare: Prepare = as_it_is,
+    alpha: float = 1.0,
+) -> Tensor:
+    """The explanation step of StealthMark's released code, as it is: only cells that are dark in the QR code `code`, bool
+    (grid, grid), are ever hidden, and every coefficient that is not zero becomes a dark module. bool (grid, grid).
+
+    It shows the code of the *verifier* for any model that responds to its input, marked or not: a cell that is never
+    hidden has the coefficient 0, a cell that is hidden hardly ever has. It proves nothing; it is here to show that.
+    """
+    grid = len(code)
+    visible = drawn(queries, grid, rng) | ~code.flatten()
+    return ridge(visible, respond(predictor, image, visible, quantity, prepare), alpha).view(grid, grid) != 0
+
+
+def modules(explanation: np.ndarray) -> np.ndarray:
+    """The bits that a map (grid, grid) spells: dark where a visible cell raises the quantity more than the median cell."""
+    return explanation > np.median(explanation)
+
+
+def both_ways(predictor: Predictor, image: Tensor, plan: Plan, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(map, bits) of one image by `gated-qr`, the released code's step, and by `lime`, whose occlusions know no code."""
+    code = torch.from_numpy(codes.encode(plan.code, plan.kind))
+    rng = torch.Generator().manual_seed(seed)
+    honest = lime(predictor, image, plan.quantity, len(code), plan.queries, rng).numpy()
+    gated = gated_qr(predictor, image, code, plan.quantity, plan.queries, rng).numpy()
+    return {"gated-qr": (gated.astype(float), gated), "lime": (honest, modules(honest))}

@@ -1,0 +1,36 @@
+"""QR codes: what is written is read back, errors are mended up to the code's own limit, noise is no code."""
+
+import numpy as np
+import pytest
+
+from stealthmark.codes import KINDS, decode, encode, error_rate
+
+
+@pytest.mark.parametrize("kind, text", [("micro", "OWNER1"), ("micro", "A"), ("qr", "HOSPITAL 7 / 2026"), ("qr", "x")])
+def test_what_is_written_is_read_back(kind, text):
+    modules = encode(text, kind)
+    assert modules.dtype == bool and modules.shape == (KINDS[kind][2],) * 2
+    assert decode(modules) == text
+
+
+@pytest.mark.parametrize("kind, text", [("micro", "TOOLONG"), ("qr", "X" * 26)])
+def test_a_text_that_does_not_fit_is_refused(kind, text):
+    with pytest.raises(ValueError, match="does not fit"):
+        encode(text, kind)
+
+
+def test_a_wrong_module_is_mended_and_half_of_them_are_not():
+    modules = encode("OWNER1")
+    damaged = modules.copy()
+    damaged[12, 12] ^= True
+    assert decode(damaged) == "OWNER1"
+    rng = np.random.default_rng(0)
+    assert all(decode(rng.random((13, 13)) < 0.5) is None for _ in range(200))
+
+
+def test_error_rate_by_hand():
+    code = encode("OWNER1")
+    assert error_rate(code, code) == 0 and error_rate(~code, code) == 1
+    wrong = code.copy()
+    wrong[0, :] ^= True
+    assert error_rate(wrong, code) == pytest.approx(1 / 13)
