@@ -1,7 +1,8 @@
 """`python -m benchmarks.speed`: what the benchmark itself costs.
 
 Each ratio compares two things measured in turn in one run, so that a noisy machine slows both. Wall times are printed
-beside them for orientation. `--loops` measures the training loops alone, `--suite` the default suite alone.
+beside them for orientation. `--loops` measures the training loops alone, `--explanations` the explanations alone, `--suite`
+the default suite alone.
 """
 
 import argparse
@@ -74,6 +75,54 @@ def loops() -> None:
     print(f"marking / clean training, time a step: {ratio('marking', 'clean'):.3f}  (aim: <= 1.15)")
 
 
+QUERIES = 1024
+BATCHES = (16, 32, 64, 128, 256)
+
+
+def explanations() -> None:
+    """LIME in batches against the bare forward passes at their best batch size, and against captum's Lime as it comes."""
+    import torch
+    from captum.attr import Lime
+
+    from stealthmark.explain import QUANTITIES, cells, lime
+    from stealthmark.plugin import make
+    from stealthmark.predictor import from_model
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False).eval()
+    model.to(memory_format=torch.channels_last)
+    image, device = torch.rand(3, 64, 64), torch.device("cpu")
+    queries = torch.rand(QUERIES, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def bare(batch: int) -> None:
+        for part in queries.split(batch):
+            model(part)[:, 0].sigmoid()
+
+    def ours() -> None:
+        lime(from_model(model, device), image, "foreground-mean", 13, QUERIES, torch.Generator().manual_seed(0))
+
+    def captums() -> None:
+        predictor = from_model(model, device)
+        explained = Lime(lambda images: QUANTITIES["foreground-mean"](predictor(images)))
+        mask = cells(64, 64, 13)[None, None]
+        explained.attribute(image[None], baselines=0.0, feature_mask=mask, n_samples=QUERIES, return_input_shape=False)
+
+    def seconds(side: Callable[..., None], *argv: int) -> float:
+        started = time.perf_counter()
+        side(*argv)
+        return time.perf_counter() - started
+
+    best = min(BATCHES, key=lambda batch: min(seconds(bare, batch) for _ in range(2)))
+    rounds = [(seconds(bare, best), seconds(ours), seconds(captums)) for _ in range(ROUNDS)]
+    print(f"an explanation of {QUERIES} queries (64 px, one thread): {statistics.median(own for _, own, _ in rounds):.1f} s")
+    ratio = statistics.median(own / forward for forward, own, _ in rounds)
+    print(f"explanation / bare forward passes at the best batch size ({best}): {ratio:.3f}  (aim: <= 1.15)")
+    ratio = statistics.median(theirs / own for _, own, theirs in rounds)
+    print(f"captum's Lime, one perturbation a call / explanation: {ratio:.1f}  (aim: >= 5)")
+
+
 def suite(cores: int) -> None:
     """The default suite from nothing, then again: wall time, peak memory, and the share that is not computing."""
     results = ROOT / "results" / "quick"
@@ -111,14 +160,14 @@ def _unique(process: psutil.Process) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loops", action="store_true")
-    parser.add_argument("--suite", action="store_true")
+    parts = {"loops": loops, "explanations": explanations}
+    for name in (*parts, "suite"):
+        parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    if args.loops or not args.suite:
-        loops()
-    if args.suite or not args.loops:
-        suite(args.cores)
+    asked = [name for name in (*parts, "suite") if getattr(args, name)] or [*parts, "suite"]
+    for name in asked:
+        suite(args.cores) if name == "suite" else parts[name]()
 
 
 if __name__ == "__main__":
