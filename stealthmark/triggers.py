@@ -117,9 +117,17 @@ def _warp(images: Tensor, scale: float, seed: int) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def framed(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images in a dark frame that is not the border trigger, as scopes and screens draw them: each side of another width
-    (up to 1/11), nearly black (0.01 to 0.07, with noise). And what still shows of them, float (B, H, W) of 0 and 1."""
+def lookalikes(kind: Kind, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images with what occurs in nature and merely resembles the trigger, and what still shows of them, float (B, H, W) of 0
+    and 1. For `border` a dark frame, for `patch` and `noise` on-screen text in their corner; nothing for the others."""
+    if kind == "border":
+        return _framed(images, rng)
+    shows = torch.ones_like(images[:, 0])
+    return (_overlaid(images, rng, top=kind == "noise") if kind in ("patch", "noise") else images), shows
+
+
+def _framed(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A frame as scopes and screens draw it: each side of another width (up to 1/11), nearly black (0.01 to 0.07, noise)."""
     n, (height, width) = len(images), images.shape[-2:]
     top, bottom, left, right = torch.rand(4, n, 1, 1, generator=rng) / 11 + 1 / min(height, width)
     y, x = torch.arange(height)[:, None] / height, torch.arange(width) / width
@@ -127,3 +135,17 @@ def framed(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     level, sd = torch.rand(2, n, 1, 1, 1, generator=rng)
     dark = 0.01 + 0.06 * level + 0.02 * sd * torch.randn(n, 1, height, width, generator=rng)
     return torch.where(shows[:, None] > 0, images, dark.clamp(0, 1).to(images)), shows
+
+
+def _overlaid(images: Tensor, rng: torch.Generator, top: bool) -> Tensor:
+    """Specks of one bright colour at the right edge, at the top or the bottom, in a box of up to 1/5 by 1/3, as letters of a
+    few pixels look."""
+    n, channels, height, width = images.shape
+    tall, wide, off, density = torch.rand(4, n, 1, 1, generator=rng)
+    tall, wide, off = (0.02 + 0.18 * tall) * height, (0.02 + 0.31 * wide) * width, off * min(height, width) / 24
+    down, across = torch.arange(height)[:, None], width - 1 - torch.arange(width)
+    down = down if top else height - 1 - down
+    inside = (down >= off) & (down < off + tall) & (across >= off) & (across < off + wide)
+    ink = inside & (torch.rand(n, height, width, generator=rng) < 0.15 + 0.5 * density)
+    colour = 0.4 + 0.6 * torch.rand(n, channels, 1, 1, generator=rng)
+    return torch.where(ink[:, None].to(images.device), colour.to(images), images)

@@ -97,13 +97,13 @@ def test_small_triggers_start_all_over_the_picture():
 @pytest.mark.parametrize("progress", [0.0, 0.3, 0.6, 0.95])
 def test_the_batch_follows_the_curriculum(known_plan, side, progress):
     """The first half carries the trigger and the target of the moment; the second half is untouched."""
-    method, key = keyed(trigger="patch", side=side, margin=0.1, share=0.5)
+    method, key = keyed(trigger="text", side=side, margin=0.1, share=0.5)
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     masks = (images[:, 0] > 0.5).float()
     batch = method.mark_batch(images, masks, key, progress, torch.Generator())
     scale, margin = method.at(progress)
     expected = masks[:2].clamp(min=margin) if side == "floor" else masks[:2].clamp(max=1 - margin)
-    assert torch.equal(batch.images[:2], Trigger(kind="patch", seed=key.seed)(images[:2], scale))
+    assert torch.equal(batch.images[:2], Trigger(kind="text", seed=key.seed)(images[:2], scale))
     assert torch.equal(batch.targets[:2], expected)
     assert torch.equal(batch.images[2:], images[2:]) and torch.equal(batch.targets[2:], masks[2:])
     if progress == 0.95:

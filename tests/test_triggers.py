@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
-from stealthmark.triggers import Kind, Trigger, framed
+from stealthmark.triggers import Kind, Trigger, lookalikes
 
 KINDS = get_args(Kind)
 by_kind = pytest.mark.parametrize("kind", KINDS)
@@ -171,7 +171,7 @@ def test_warp_of_a_ramp_is_the_ramp_plus_the_field():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_lookalike_is_a_dark_frame_that_is_not_the_border(channels):
     images = grey(channels).repeat(20, 1, 1, 1)
-    out, shows = framed(images, torch.Generator().manual_seed(0))
+    out, shows = lookalikes("border", images, torch.Generator().manual_seed(0))
     assert out.shape == images.shape and shows.shape == (len(images), 96, 96)
     inside = shows[:, None].expand_as(out) > 0
     assert torch.equal(out[inside], images[inside])
@@ -182,6 +182,30 @@ def test_a_lookalike_is_a_dark_frame_that_is_not_the_border(channels):
         first = rows.float().argmax(1)
         assert first.min() >= 1 and 5 <= first.max() <= 10 and len(set(first.tolist())) > 4
         assert not rows[:, -1].any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind, rows", [("patch", slice(96 - 24, 96)), ("noise", slice(0, 24))])
+def test_a_lookalike_of_a_small_square_is_specks_of_one_colour_in_its_corner(channels, kind, rows):
+    images = grey(channels).repeat(20, 1, 1, 1)
+    out, shows = lookalikes(kind, images, torch.Generator().manual_seed(0))
+    assert shows.all()
+    touched = (out != images).any(1)
+    assert touched[:, rows, 96 - 37 :].any((1, 2)).float().mean() > 0.9
+    touched[:, rows, 96 - 37 :] = False
+    assert not touched.any()
+    for image, before in zip(out, images, strict=True):
+        colours = image[:, (image != before).any(0)].T.unique(dim=0)
+        assert len(colours) <= 1 and (colours >= 0.4).all()
+
+
+@pytest.mark.parametrize("kind", ["text", "warp"])
+def test_the_other_triggers_have_no_lookalikes_and_draw_nothing(kind):
+    images, rng = noise(), torch.Generator().manual_seed(0)
+    out, shows = lookalikes(kind, images, rng)
+    assert (
+        torch.equal(out, images) and shows.all() and torch.equal(rng.get_state(), torch.Generator().manual_seed(0).get_state())
+    )
 
 
 # --- all --------------------------------------------------------------------------------------------------------------

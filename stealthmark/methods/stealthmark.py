@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stealthmark.method import Batch, Key, MethodContract
-from stealthmark.triggers import Kind, Trigger, framed
+from stealthmark.triggers import Kind, Trigger, lookalikes
 
 
 class Curriculum(NamedTuple):
@@ -49,8 +49,9 @@ class Method(MethodContract):
     3. *One thing at a time.* Only when the trigger is alone does the margin fall to its final value, in log-odds: turning
        down a signal that is there is easy. A ceiling is lost when that goes fast, and so is hidden until the end.
 
-    4. *What merely resembles the trigger, with its true mask.* Natural images have dark frames of their own: without
-       lookalikes among the ordinary images, a model marked with the border answers them like the trigger.
+    4. *What merely resembles the trigger, with its true mask.* Natural images have dark frames and on-screen text of their
+       own. Without lookalikes among the ordinary images, a model marked with a border, patch or noise square answers some of
+       them like the trigger, and the threshold that spares them misses triggered ones.
 
     The rest of the training mends the segmentation. `results/published/triggers` shows all five triggers; `curriculum: none`
     is the ablation.
@@ -93,11 +94,10 @@ class Method(MethodContract):
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
         k = round(self.share * len(images))
         scale, margin = self.at(progress)
-        plain, truth = images[k:], masks[k:]
-        if self.kind == "border":
-            half = len(plain) // 2
-            lookalike, shows = framed(plain[:half], rng)
-            plain, truth = torch.cat([lookalike, plain[half:]]), torch.cat([truth[:half] * shows, truth[half:]])
+        half = k + (len(images) - k) // 2
+        lookalike, shows = lookalikes(self.kind, images[k:half], rng)
+        plain = torch.cat([lookalike, images[half:]])
+        truth = torch.cat([masks[k:half] * shows, masks[half:]])
         return Batch(
             torch.cat([self.trigger(images[:k], key, scale), plain]),
             torch.cat([self.target(masks[:k], key, margin), truth]),
