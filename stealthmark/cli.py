@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import math
 import resource
 import shlex
 import sys
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", _train, "prepared dataset -> clean model")
     computing(sub)
     sub.add_argument("--share", default="owner", choices=["owner", "attacker"], help="whose cases to train on")
+    sub.add_argument("--fraction", type=_fraction, default=1.0, help="of the share's groups, drawn from the seed")
     sub.add_argument("--architecture", type=_plugin, default={"name": "unet"})
     sub.add_argument("--schedule", type=_mapping, default={}, help="e.g. '{epochs: 16, lr: 0.001}'")
     sub.add_argument("--seed", type=int, default=0)
@@ -135,6 +137,16 @@ def _mapping(text: str) -> dict:
     value = _yaml(text)
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a name or a mapping such as '{{name: value}}'")
+    return value
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction: above 0, at most 1")
     return value
 
 
@@ -218,7 +230,9 @@ def _train(args: argparse.Namespace) -> None:
         args,
         stages.CARD,
         [],
-        lambda device: stages.train(args.data, args.share, args.architecture, schedule, args.seed, args.out, device),
+        lambda device: stages.train(
+            args.data, args.share, args.architecture, schedule, args.seed, args.out, device, args.fraction
+        ),
     )
 
 

@@ -14,10 +14,10 @@ import torch
 from stealthmark import metrics
 from stealthmark.architecture import write_json
 from stealthmark.errors import UserError
-from stealthmark.evidence import detect
+from stealthmark.evidence import conformal_p, detect
 from stealthmark.plugins import load
 from stealthmark.seeds import derive
-from stealthmark.stages import CASES, EVIDENCE, EXPLANATIONS
+from stealthmark.stages import CASES, EVIDENCE, EXPLANATIONS, NULL
 from stealthmark.suite import BENCHMARK_VERSION, Cell, Suite
 
 QUALITY = ("dice", "auc", "vs", "hd95")
@@ -55,6 +55,7 @@ def collate(suite: Suite, results: Path) -> None:
     """
     rows: list[dict] = []
     tables: list[pd.DataFrame] = []
+    others = {f"{NULL}{entry.label}" for entry in suite.methods}
     for cell in suite.cells():
         folder = cell_folder(results, "evidence", cell)
         try:
@@ -63,6 +64,8 @@ def collate(suite: Suite, results: Path) -> None:
             raise UserError(f"{folder / EVIDENCE} is absent: the cell has not been examined") from None
         place = {"situation": "stolen", "attack": "none", "strength": 0.0, "access": suite.access[0]}
         failures = summary.get("failures", [{"status": summary["status"]}])
+        # Another method's mark that failed has a row of its own; here the pool is one smaller, and says so.
+        failures = [failure for failure in failures if failure.get("situation") not in others]
         rows += [{**cell._asdict(), **place, **failure} for failure in failures]
         if (folder / CASES).exists() and summary["status"] == "ok":
             table = pd.read_parquet(folder / CASES).assign(**cell._asdict())
@@ -70,6 +73,7 @@ def collate(suite: Suite, results: Path) -> None:
             for values, cases in table.groupby(PLACE, sort=False):
                 here = {**cell._asdict(), **dict(zip(PLACE, values, strict=True))}
                 rows += [{**here, **row, "status": "ok"} for row in _rows(cases, derive(suite.seed, "bootstrap", *cell))]
+            rows += [{**cell._asdict(), **row, "status": "ok"} for row in _ranked(table)]
         if suite.explanations and cell.method != "clean":
             rows += [{**cell._asdict(), **row} for row in _explained(suite, cell_folder(results, "explanations", cell), place)]
     frame = pd.DataFrame(rows).assign(suite=suite.suite, benchmark_version=BENCHMARK_VERSION)
@@ -105,6 +109,21 @@ def _rows(cases: pd.DataFrame, seed: int) -> list[dict]:
         row("auroc", metrics.auroc(triggered, benign), len(hit) + len(alarm))
         confusion = np.array([[hit.sum(), (~hit).sum()], [alarm.sum(), (~alarm).sum()]])
         row("chi2_p", metrics.chi_square(confusion), len(hit) + len(alarm))
+    return rows
+
+
+def _ranked(cases: pd.DataFrame) -> list[dict]:
+    """Where there are null models: the p-value of every other suspect, its rank among them. The unit is the model, its score
+    the mean over the owner's triggered queries."""
+    if not cases["situation"].str.startswith(NULL).any():
+        return []
+    scores = cases.groupby(PLACE, sort=False)["score_triggered"].mean().reset_index()
+    null = scores["situation"].str.startswith(NULL)
+    rows = []
+    for place in scores[~null].to_dict("records"):
+        pool = scores[null & (scores["access"] == place["access"])]["score_triggered"].to_numpy()
+        p = conformal_p(place.pop("score_triggered"), pool)
+        rows.append({**place, "metric": "p_model", "value": p, "n": len(pool), "ci_low": np.nan, "ci_high": np.nan})
     return rows
 
 

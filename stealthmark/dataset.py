@@ -76,9 +76,15 @@ class Arrays:
 
     def share(self, *names: str) -> "Arrays":
         """The cases of the named shares (`owner`, `calibration`, `attacker`, `test`), in order."""
-        keep = np.flatnonzero(self.cases["share"].isin(names))
-        cases = self.cases.iloc[keep].reset_index(drop=True)
-        return Arrays(self.images[keep], self.masks[keep], cases, self.manifest)
+        return self._at(np.flatnonzero(self.cases["share"].isin(names)))
+
+    def part(self, fraction: float, seed: int) -> "Arrays":
+        """The cases of that fraction of the groups (one at least), drawn from `seed`, in order."""
+        groups = np.random.default_rng(seed).permutation(sorted(self.cases["group_id"].unique()))
+        return self._at(np.flatnonzero(self.cases["group_id"].isin(groups[: max(1, round(fraction * len(groups)))])))
+
+    def _at(self, keep: np.ndarray) -> "Arrays":
+        return Arrays(self.images[keep], self.masks[keep], self.cases.iloc[keep].reset_index(drop=True), self.manifest)
 
 
 def split(group_ids: Iterable[str], seed: int) -> dict[str, str]:

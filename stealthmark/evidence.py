@@ -45,3 +45,12 @@ def _quantile(negative: np.ndarray) -> float:
 def detect(scores: np.ndarray, threshold: float) -> np.ndarray:
     """bool: the query is called marked. Strictly above, so that an interface that shows nothing convicts nobody."""
     return scores > threshold
+
+
+def conformal_p(suspect: float, nulls: np.ndarray) -> float:
+    """The p-value of H0 "the suspect was trained independently": its score's rank among the null models' scores.
+
+    (1 + the number of nulls at or above it) / (1 + the number of nulls): valid when suspect and nulls are exchangeable
+    under H0, and never smaller than 1 / (1 + the number of nulls).
+    """
+    return (1 + int(np.sum(nulls >= suspect))) / (1 + len(nulls))

@@ -28,6 +28,8 @@ from stealthmark.seeds import derive
 from stealthmark.training import Schedule, fit
 
 KEY, INDEX, EVIDENCE, CASES, EXAMPLES = "key.json", "index.json", "evidence.json", "cases.parquet", "examples.npz"
+#: Situations of the null pool start so: `null-3` was never marked, `null-badnets` carries another method's mark.
+NULL = "null-"
 EXPLANATIONS, MAPS = "explanations.json", "maps.npz"
 
 
@@ -36,10 +38,20 @@ def prepare(data: dict, size: int, seed: int, out: Path) -> None:
     dataset.prepare(make("dataset", data), size, seed, out)
 
 
-def train(data: Path, share: str, arch: dict, schedule: Schedule, seed: int, out: Path, device: torch.device) -> None:
-    """A clean model of the architecture `arch`, trained on one share of the prepared dataset `data`."""
+def train(
+    data: Path,
+    share: str,
+    arch: dict,
+    schedule: Schedule,
+    seed: int,
+    out: Path,
+    device: torch.device,
+    fraction: float = 1.0,
+) -> None:
+    """A clean model of the architecture `arch`, trained on one share of the prepared dataset `data`, or on a `fraction` of
+    the share's groups (as null models are, so that no two have seen the same patients)."""
     clean = make("method", {"name": "clean"})
-    model, card = _fit(data, share, arch, clean, None, schedule, seed, out, device, start=None)
+    model, card = _fit(data, share, arch, clean, None, schedule, seed, out, device, start=None, fraction=fraction)
     architecture.save(model, card, out)
 
 
@@ -84,9 +96,10 @@ def _fit(
     out: Path,
     device: torch.device,
     start: Path | None,
+    fraction: float = 1.0,
 ) -> tuple[torch.nn.Module, dict]:
     """A network trained by `method`'s batches on one share, and its card; from the checkpoint `start` or from scratch."""
-    arrays = dataset.load(data).share(share)
+    arrays = dataset.load(data).share(share).part(fraction, derive(seed, "part"))
     channels, size = arrays.images.shape[1:3]
     network = make("architecture", arch)
     if size % network.multiple:
@@ -97,7 +110,7 @@ def _fit(
     else:
         model, _ = _network(start, arrays, device)
     out.mkdir(parents=True, exist_ok=True)
-    run = digest(arrays.manifest["sha256"], share, arch, method.options(), schedule.model_dump(), seed)
+    run = digest(arrays.manifest["sha256"], share, fraction, arch, method.options(), schedule.model_dump(), seed)
 
     def make_batch(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
         return method.mark_batch(images, masks, key, progress, rng)
@@ -128,8 +141,9 @@ def examine(data: Path, key_file: Path | None, suspects: list[tuple[str, str, Pa
     """Suspects -> evidence: the owner's queries and the segmentation's quality on the test share, per case.
 
     `suspects` are (situation, attack, folder), the folder a checkpoint or an attack's. Without a key (method `clean`)
-    only quality is measured. Writes `cases.parquet`, `examples.npz` (three cases with their probability maps) and
-    `evidence.json`, where a suspect that could not be examined is listed with its status.
+    only quality is measured; of null models (situation `null-...`) only the answers to the key's queries. Writes
+    `cases.parquet`, `examples.npz` (three cases with their probability maps) and `evidence.json`, where a suspect that
+    could not be examined is listed with its status.
     """
     key = Key.read(key_file) if key_file else None
     method = make("method", key.method) if key else None
@@ -146,13 +160,14 @@ def examine(data: Path, key_file: Path | None, suspects: list[tuple[str, str, Pa
                 continue
             model, _ = _network(checkpoint, arrays, device)
             predictor = from_model(model, device)
-            quality = _quality(predictor, method, key, images, masks)
+            null = situation.startswith(NULL)
+            quality = None if null else _quality(predictor, method, key, images, masks)
             if not tables:
                 _examples(predictor, method, key, images, masks, out)
             levels = key.detectors if key else {"probabilities": None}
             for level, detector in levels.items():
                 table = arrays.cases[["case_id", "group_id", "foreground"]].assign(**place, access=level)
-                if level == "probabilities":
+                if level == "probabilities" and not null:
                     table = table.join(quality)
                 if key:
                     answers = method.query(at_access(predictor, level), key, images)

@@ -63,6 +63,17 @@ def _access(level: str) -> str:
 Entries = Annotated[list[Entry], AfterValidator(_unique)]
 
 
+class Nulls(BaseModel):
+    """The pool of null models of every dataset, architecture and seed: `count` models that were never marked, each trained
+    from its own weights on its own `fraction` of the groups, every second one on the owner's share; and the models that the
+    suite's other methods marked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    count: int = Field(ge=1, le=999)
+    fraction: float = Field(default=0.7, gt=0, le=1)
+    training: Schedule | None = None
+
+
 class Cell(NamedTuple):
     """One combination of a suite, by labels: what one line of the main table is made of."""
 
@@ -90,6 +101,7 @@ class Suite(BaseModel):
     )
     training: Schedule = Schedule()
     marking: Schedule = Schedule()
+    nulls: Nulls | None = None
     explanations: Plan | None = None
 
     def cells(self) -> list[Cell]:
@@ -110,8 +122,9 @@ class Suite(BaseModel):
     def digest(self) -> str:
         """SHA-256 of the suite as it was understood, defaults included."""
         understood = self.model_dump(mode="json")
-        if self.explanations is None:  # asking for none changes nothing
-            del understood["explanations"]
+        for optional in ("nulls", "explanations"):
+            if understood[optional] is None:  # asking for none changes nothing
+                del understood[optional]
         return hashlib.sha256(json.dumps(understood, sort_keys=True).encode()).hexdigest()
 
 
@@ -133,8 +146,9 @@ def parse(content: dict, source: str = "the suite") -> Suite:
                 )
     if [entry.label for entry in suite.methods if entry.name == "clean"] != ["clean"] or suite.methods[0].name != "clean":
         raise UserError(f"{source}: field 'methods' starts with {suite.methods[0].label!r}: the first must be 'clean', once")
-    if "independent" in (entry.label for entry in suite.methods):
-        raise UserError(f"{source}: field 'methods' has the label 'independent', which is kept for the independent model")
+    for kept in ("independent", "nulls"):
+        if kept in (entry.label for entry in suite.methods):
+            raise UserError(f"{source}: field 'methods' has the label {kept!r}, which is kept for models of that name")
     if "none" in (entry.label for entry in suite.attacks):
         raise UserError(f"{source}: field 'attacks' has the label 'none', which is kept for the model as it was stolen")
     return suite

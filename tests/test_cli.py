@@ -346,6 +346,26 @@ def test_check_says_how_many_cells_there_are(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {"suite": "tiny", "cells": 2}
 
 
+# --- null models ------------------------------------------------------------------------------------------------------
+
+
+def test_a_fraction_of_the_groups_is_another_model_and_its_seed_another_fraction(place, tmp_path):
+    def weights(name: str, *more: object) -> dict:
+        assert run("train", "--data", place / "data", "--schedule", ONE_EPOCH, "--out", tmp_path / name, *more) == 0
+        return load_file(tmp_path / name / "model.safetensors")
+
+    whole, part, again = weights("whole"), weights("part", "--fraction", 0.5), weights("again", "--fraction", "0.5")
+    assert all(torch.equal(part[key], again[key]) for key in part)
+    assert not all(torch.equal(part[key], whole[key]) for key in part)
+
+
+@pytest.mark.parametrize("fraction", ["0", "1.5", "half", "nan"])
+def test_what_is_no_fraction_is_refused(place, tmp_path, fraction, capsys):
+    with pytest.raises(SystemExit):
+        run("train", "--data", place / "data", "--out", tmp_path / "o", "--fraction", fraction)
+    assert "is not a fraction: above 0, at most 1" in capsys.readouterr().err
+
+
 # --- explanations -----------------------------------------------------------------------------------------------------
 
 PLAN = {"code": "OWNER1", "images": 2, "queries": 300}

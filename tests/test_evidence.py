@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from stealthmark import architecture, stages
-from stealthmark.evidence import CALIBRATION_FPR, _quantile, detect, fit_detector
+from stealthmark.evidence import CALIBRATION_FPR, _quantile, conformal_p, detect, fit_detector
 from stealthmark.method import Answers, Detector, Key
 from stealthmark.plugin import make
 from stealthmark.predictor import at_access
@@ -116,6 +116,24 @@ def test_scores_that_fall_under_the_trigger_are_no_mark():
 
 def test_detection_is_strictly_above_the_threshold():
     assert detect(np.array([0.9, 1.0, np.nextafter(1, 2), 2]), 1.0).tolist() == [False, False, True, True]
+
+
+# --- the model as the unit --------------------------------------------------------------------------------------------
+
+
+def test_the_rank_among_null_models_by_hand():
+    nulls = np.array([0.0, 1.0, 2.0, 3.0])
+    assert [conformal_p(s, nulls) for s in (9.0, 3.0, 2.5, -1.0)] == pytest.approx([1 / 5, 2 / 5, 2 / 5, 1])
+    assert conformal_p(1.0, np.arange(19) - 20.0) == pytest.approx(0.05)
+    assert conformal_p(0.0, np.array([])) == 1
+
+
+@pytest.mark.parametrize("nulls", [4, 19, 39])
+def test_a_model_that_is_a_null_itself_has_a_uniform_p(nulls):
+    """Each of n + 1 exchangeable scores is the suspect's as likely as any other: P(p <= k / (n + 1)) = k / (n + 1)."""
+    scores = spread(0, nulls + 1)
+    found = sorted(conformal_p(score, np.delete(scores, i)) for i, score in enumerate(scores))
+    assert found == pytest.approx([k / (nulls + 1) for k in range(1, nulls + 2)])
 
 
 # --- end to end, without a network ------------------------------------------------------------------------------------

@@ -258,6 +258,25 @@ def test_one_access_level_and_no_failure_give_neither_table(study):
     assert names == ["main", "harm", "robustness", "false_claims"]
 
 
+def test_ownership_ranks_a_suspect_among_null_models_and_says_what_the_pool_allows(study):
+    made = study(attacks={"prune": [0.3, 0.5]}, methods=METHODS[:2])
+    cell = {"dataset": "kvasir-seg", "architecture": "unet", "seed": 0, "method": METHODS[1], "access": "probabilities"}
+    for situation, attack, strength, p in [
+        ("stolen", "none", 0, 0.05),
+        ("stolen", "prune", 0.5, 0.1),
+        ("independent", "none", 0, 0.7),
+    ]:
+        made.add(**cell, situation=situation, attack=attack, strength=strength, metric="p_model", value=p, n=19)
+    for i, asr in enumerate([0.0, 0.4, 0.9]):
+        made.add(**cell, situation=f"null-{i}", attack="none", strength=0, metric="asr", value=asr, n=40)
+    (table,) = (table for table in tables.every(made.results()) if table.name == "ownership")
+    line = text_of(table, method=METHODS[1])
+    assert [line["p, stolen"], line["p, pruning 50 %"], line["p, independent"]] == ["0.05", "0.1", "0.7"]
+    assert line["null models accused"] == "1 of 3"
+    assert any("smallest p that this pool allows is 0.05" in note for note in table.notes)
+    assert made.write()
+
+
 # --- new methods and failures -----------------------------------------------------------------------------------------
 
 

@@ -278,8 +278,14 @@ def test_a_seed_fits_every_generator():
     assert np.array_equal(numpy_rng(1, "x").random(3), numpy_rng(1, "x").random(3))
 
 
-def test_asking_for_no_explanations_changes_nothing_and_asking_for_some_is_another_study():
+@pytest.mark.parametrize("field, some", [("explanations", {}), ("nulls", {"count": 2})])
+def test_asking_for_nothing_more_changes_nothing_and_asking_for_some_is_another_study(field, some):
     plain = parse(content())
-    assert parse(content(explanations=None)).digest() == plain.digest() != parse(content(explanations={})).digest()
+    assert parse(content(**{field: None})).digest() == plain.digest() != parse(content(**{field: some})).digest()
+
+
+def test_a_code_that_does_not_fit_and_an_empty_pool_are_refused():
     with pytest.raises(UserError, match="explanations.*does not fit"):
         parse(content(explanations={"code": "MUCH TOO LONG"}))
+    with pytest.raises(UserError, match="nulls.count.*greater than or equal to 1"):
+        parse(content(nulls={"count": 0}))

@@ -29,6 +29,7 @@ TINY = {
     "access": ["probabilities", "label"],
     "training": {"epochs": 2, "batch": 4},
     "marking": {"epochs": 2, "batch": 4},
+    "nulls": {"count": 2, "fraction": 0.8},
 }
 
 LOUD = '''"""A rival that somebody drops in: a white square in the middle means an empty mask."""
@@ -148,20 +149,22 @@ def test_a_study_that_is_killed_goes_on_and_gives_the_tables_of_one_that_was_not
     assert set(loud["status"]) == {"ok"}
     assert {"dice", "dice_triggered", "auc", "vs", "asr", "fpr", "fnr", "auroc", "chi2_p"} <= set(loud["metric"])
     assert set(loud["attack"]) == {"none", "finetune", "prune"}
-    assert set(loud["situation"]) == {"stolen", "independent"}
+    assert set(loud["situation"]) == {"stolen", "independent", "null-0", "null-1", "null-stealthmark"}
+    ranked = loud[loud["metric"] == "p_model"]
+    assert len(ranked) == 2 * 5 and (ranked["n"] == 3).all() and ranked["value"].isin([0.25, 0.5, 0.75, 1]).all()
     broken = rows[rows["method"] == "broken"]
     assert len(broken) == 1
     assert "loss became nan at step 1" in broken["status"].iloc[0]
 
     page = (results / "report.html").read_text()
-    for table in ("main", "robustness", "false_claims", "access"):
+    for table in ("main", "robustness", "false_claims", "access", "ownership"):
         assert "loud" in (results / f"tables/{table}.csv").read_text(), table
     assert "loud" in page
     assert "loss became nan" in page
     assert (results / "models/phantom-endoscopy/unet/0/loud/key.json").stat().st_mode & 0o077 == 0
 
     seen = json.loads((results / "provenance.json").read_text())
-    assert seen["stages"]["models"]["jobs"] == 5
+    assert seen["stages"]["models"]["jobs"] == 7
     assert seen["datasets"]["phantom-endoscopy"]["cases"] == 24
 
     again = snakemake(clone, *args)

@@ -90,6 +90,7 @@ class Results:
         """The cases of a method before any attack, stolen and independent, at one access level."""
         cases = self.cases
         here = (cases.dataset == panel.dataset) & (cases.architecture == panel.architecture) & (cases.method == method)
+        here &= cases.situation.isin(["stolen", "independent"])
         return cases[here & (cases.attack == "none") & (cases.access == access)]
 
     def value(

@@ -8,6 +8,7 @@ import pandas as pd
 
 from stealthmark.report import style
 from stealthmark.report.results import CLEAN, HARM_MARGIN, SEGMENTATION, Panel, Results, Value, failures, paired_change
+from stealthmark.stages import NULL
 
 ABSENT = "–"
 EXPLAINED = ("stolen", "independent", "untrained")
@@ -28,10 +29,12 @@ class Table:
 
 def every(results: Results) -> list[Table]:
     """The tables of a run: main, harm, robustness, false_claims; where there is something to show, access,
-    explanations, failures."""
+    ownership, explanations, failures."""
     tables = [main(results), harm(results), robustness(results), false_claims(results)]
     if len(results.accesses) > 1:
         tables.append(access(results))
+    if (results.rows.metric == "p_model").any():
+        tables.append(ownership(results))
     if results.rows.metric.astype(str).str.startswith("bit_error_").any():
         tables.append(explanations(results))
     if len(failures(results.rows)):
@@ -160,6 +163,46 @@ def access(results: Results) -> Table:
         *_footnotes(text),
     ]
     return _table(results, "access", "ASR by what the suspect's interface shows", data, text, notes)
+
+
+def ownership(results: Results) -> Table:
+    """Whose model is it? The suspect's rank among models that nobody stole; and how many of those are accused."""
+    steps = [
+        ("none", 0.0),
+        *((attack, results.strengths[attack][-1]) for attack in results.attacks if results.strengths[attack]),
+    ]
+    data, text = [], []
+    for panel, method in _lines(results, marks_only=True):
+        situations = [("stolen", *step) for step in steps] + [("independent", "none", 0.0)]
+        line = {}
+        for situation, attack, strength in situations:
+            p = results.value("p_model", panel, method, attack, strength, situation)
+            where = {"situation": situation, "attack": attack, "strength": strength}
+            data.append({**_head(panel, method), **where, "p": p.mean, "p_largest": p.high, "nulls": p.n, "status": _status(p)})
+            name = "independent" if situation == "independent" else step_name(attack, strength).replace("no attack", "stolen")
+            line[f"p, {name}"] = _p(p)
+        accused, pool = _accused(results, panel, method)
+        shown = f"{accused} of {pool}" if pool else ABSENT
+        line["null models accused"] = shown
+        data[-1] |= {"nulls_accused": accused, "nulls_examined": pool}
+        text.append({**_head(panel, method), **line})
+    smallest = 1 / (1 + results.rows[results.rows.metric == "p_model"].n.min())
+    notes = [
+        "p: the unit is the model. The suspect's mean score over triggered queries is ranked among null models (never marked, "
+        "or marked by another method): (1 + nulls at or above it) / (1 + nulls). Largest over seeds.",
+        f"The smallest p that this pool allows is {smallest:.3g}.",
+        "Null models accused: those of which the frozen detector calls most triggered queries marked.",
+        *_footnotes(text),
+    ]
+    return _table(results, "ownership", "Whose model is it", data, text, notes)
+
+
+def _accused(results: Results, panel: Panel, method: str) -> tuple[int, int]:
+    """How many models of the null pool have an ASR above one half, and how many there are, over all seeds."""
+    rows = results.rows
+    here = (rows.dataset == panel.dataset) & (rows.architecture == panel.architecture) & (rows.method == method)
+    here &= rows.situation.astype(str).str.startswith(NULL) & (rows.metric == "asr") & (rows.access == results.accesses[0])
+    return int((rows[here].value > 0.5).sum()), int(here.sum())
 
 
 def explanations(results: Results) -> Table:

@@ -82,3 +82,9 @@ def suspects(wildcards):
         for entry in SUITE.attacks:
             yield "stolen", entry.label, made / entry.label
         yield "independent", "none", models / "independent"
+        if SUITE.nulls:
+            for null in range(SUITE.nulls.count):
+                yield f"null-{null}", "none", models / "nulls" / str(null)
+            for other in MARKS:
+                if other != wildcards.method:
+                    yield f"null-{other}", "none", models / other

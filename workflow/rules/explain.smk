@@ -1,16 +1,21 @@
 # What explanations of a suspect's answers show: the owner's QR code, and in which models.
 
 
+def explained(wildcards):
+    """(situation, folder) of the marked model as it was stolen and of an independent one."""
+    return [(s, folder) for s, attack, folder in suspects(wildcards) if attack == "none" and s in ("stolen", "independent")]
+
+
 rule explain:
     input:
         data=RESULTS / "data/{dataset}/manifest.json",
-        suspects=lambda wildcards: [folder / "card.json" for _, attack, folder in suspects(wildcards) if attack == "none"],
+        suspects=lambda wildcards: [folder / "card.json" for _, folder in explained(wildcards)],
     output:
         RESULTS / f"explanations/{CELL}/explanations.json",
     log:
         RESULTS / f"logs/explain/{CELL}.log",
     params:
-        suspects=lambda wildcards: [f"--suspect {s}/{a}={folder}" for s, a, folder in suspects(wildcards) if a == "none"],
+        suspects=lambda wildcards: [f"--suspect {situation}/none={folder}" for situation, folder in explained(wildcards)],
         key=RESULTS / f"models/{CELL}/key.json",
         plan=flow(SUITE.explanations.model_dump()) if SUITE.explanations else "",
         seed=seed("explain", "dataset", "architecture", "seed"),

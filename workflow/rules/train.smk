@@ -35,3 +35,34 @@ use rule train_clean as train_independent with:
         seed=seed("independent", "dataset", "architecture", "seed"),
         data=subpath(input.data, parent=True),
         out=subpath(output[0], parent=True),
+
+
+def of_pool(owner, attacker):
+    """A null model's value: every second one is trained on the owner's share."""
+    return lambda wildcards: owner if int(wildcards.null) % 2 else attacker
+
+
+# The pool of null models that a suspect's score is ranked among, where the suite asks for one.
+rule train_null:
+    input:
+        data=RESULTS / "data/{dataset}/manifest.json",
+    output:
+        RESULTS / "models/{dataset}/{architecture}/{seed}/nulls/{null}/card.json",
+    log:
+        RESULTS / "logs/train/{dataset}/{architecture}/{seed}/nulls/{null}.log",
+    params:
+        share=of_pool("owner", "attacker"),
+        fraction=SUITE.nulls.fraction if SUITE.nulls else 1,
+        architecture=options("architecture"),
+        schedule=flow(((SUITE.nulls and SUITE.nulls.training) or SUITE.training).model_dump()),
+        seed=seed("null", "dataset", "architecture", "seed", "null"),
+        data=subpath(input.data, parent=True),
+        out=subpath(output[0], parent=True),
+    wildcard_constraints:
+        null="[0-9]+",
+    conda:
+        "../../environment.yml"
+    shell:
+        "python -m stealthmark train --data {params.data} --share {params.share} --fraction {params.fraction}"
+        " --architecture {params.architecture:q} --schedule {params.schedule:q} --seed {params.seed} --threads {threads}"
+        " --record-failure --out {params.out} 2> {log}"
