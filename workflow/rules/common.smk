@@ -88,3 +88,8 @@ def suspects(wildcards):
             for other in MARKS:
                 if other != wildcards.method:
                     yield f"null-{other}", "none", models / other
+
+
+def explained(wildcards):
+    """(situation, folder) of the marked model as it was stolen and of an independent one."""
+    return [(s, folder) for s, attack, folder in suspects(wildcards) if attack == "none" and s in ("stolen", "independent")]

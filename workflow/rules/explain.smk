@@ -1,11 +1,6 @@
 # What explanations of a suspect's answers show: the owner's QR code, and in which models.
 
 
-def explained(wildcards):
-    """(situation, folder) of the marked model as it was stolen and of an independent one."""
-    return [(s, folder) for s, attack, folder in suspects(wildcards) if attack == "none" and s in ("stolen", "independent")]
-
-
 rule explain:
     input:
         data=RESULTS / "data/{dataset}/manifest.json",

@@ -37,11 +37,6 @@ use rule train_clean as train_independent with:
         out=subpath(output[0], parent=True),
 
 
-def of_pool(owner, attacker):
-    """A null model's value: every second one is trained on the owner's share."""
-    return lambda wildcards: owner if int(wildcards.null) % 2 else attacker
-
-
 # The pool of null models that a suspect's score is ranked among, where the suite asks for one.
 rule train_null:
     input:
@@ -51,7 +46,7 @@ rule train_null:
     log:
         RESULTS / "logs/train/{dataset}/{architecture}/{seed}/nulls/{null}.log",
     params:
-        share=of_pool("owner", "attacker"),
+        share=lambda wildcards: "owner" if int(wildcards.null) % 2 else "attacker",
         fraction=SUITE.nulls.fraction if SUITE.nulls else 1,
         architecture=options("architecture"),
         schedule=flow(((SUITE.nulls and SUITE.nulls.training) or SUITE.training).model_dump()),
