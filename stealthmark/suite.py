@@ -17,7 +17,7 @@ from stealthmark.seeds import derive
 from stealthmark.training import Schedule
 
 #: Raised whenever the same suite would give other numbers.
-BENCHMARK_VERSION = "0.1.0"
+BENCHMARK_VERSION = "0.2.0"
 
 
 class Entry(BaseModel):
