@@ -7,9 +7,14 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from stealthmark.method import Detector, Key, MethodContract, Predictor
+from stealthmark.metrics import clustered_mean
 
 #: Half of the false-positive rate that evidence is judged at (0.05): what the owner's own images may reach.
 CALIBRATION_FPR = 0.025
+#: What a p-value of ownership must not exceed.
+ALPHA = 0.05
+#: How much more often, at least, triggered queries must be called marked than the same images without the trigger.
+MARGIN = 0.1
 
 
 def fit_detector(method: MethodContract, key: Key, marked: Predictor, null: Predictor, images: Tensor) -> Detector:
@@ -54,3 +59,19 @@ def conformal_p(suspect: float, nulls: np.ndarray) -> float:
     under H0, and never smaller than 1 / (1 + the number of nulls).
     """
     return (1 + int(np.sum(nulls >= suspect))) / (1 + len(nulls))
+
+
+def least_excess(triggered: np.ndarray, benign: np.ndarray, groups: np.ndarray, seed: int) -> float:
+    """How much more often the triggered queries are called marked than the same images without the trigger, at least.
+
+    The lower end of a one-sided 95 % interval of the paired difference, groups (patients) resampled. triggered, benign:
+    bool (N,), groups: any (N,).
+    """
+    difference = triggered.astype(float) - benign.astype(float)
+    return clustered_mean(difference, groups, seed, level=0.9)[1]
+
+
+def owned(p: float, excess: float) -> bool:
+    """The verdict: ownership is shown when the suspect ranks above the null models (p <= `ALPHA`, the unit is the model), and
+    inside the suspect the trigger is what makes the difference (`least_excess` > `MARGIN`)."""
+    return p <= ALPHA and excess > MARGIN

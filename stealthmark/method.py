@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -32,14 +33,25 @@ class Key(BaseModel):
     """The owner's secret: everything needed to examine a suspect, nothing needed to train.
 
     `method` names the method and its options, `seed` is what the trigger is drawn from, `shape` the (C, H, W) of a
-    query, `detectors` the frozen detector for each access level.
+    query, `images` the SHA-256 of the images that suspects will be queried with (see `digest_of`), `detectors` the
+    frozen detector for each access level.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     method: dict
     seed: int = Field(ge=0)
     shape: tuple[int, int, int]
+    images: str = ""
     detectors: dict[str, Detector] = {}
+
+    def commitment(self) -> str:
+        """SHA-256 over everything that a claim rests on: method and payload, seed, images, thresholds.
+
+        Published (or left with a notary) when the model is marked, it shows later that the key was not made to fit the
+        suspect, and tells nothing of the key as long as its seed cannot be guessed.
+        """
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def write(self, path: Path) -> None:
         """Save as JSON that only its owner may read, whole or not at all."""
@@ -64,6 +76,12 @@ class Key(BaseModel):
             raise UserError(f"{path} is not a key: {error}") from None
         except ValidationError as error:
             raise UserError(f"{path} is not a key: {explain(error, cls)}") from None
+
+
+def digest_of(images: Tensor) -> str:
+    """SHA-256 of images float (N, C, H, W) in [0, 1], as bytes of 8 bit: what a key says of the owner's queries."""
+    bits = (images * 255).round().to(torch.uint8).contiguous()
+    return hashlib.sha256(f"{tuple(bits.shape)}".encode() + bits.numpy().tobytes()).hexdigest()
 
 
 @dataclass
@@ -135,8 +153,13 @@ class MethodContract(Plugin):
             torch.cat([self.trigger(images[:k], key), images[k:]]), torch.cat([self.target(masks[:k], key), masks[k:]])
         )
 
-    def query(self, predictor: Predictor, key: Key, images: Tensor) -> Answers:
-        """Query a suspect with the owner's images, each with and without the trigger. It is seen only through the predictor."""
+    def query(
+        self, predictor: Predictor, key: Key, images: Tensor, trigger: Callable[[Tensor], Tensor] | None = None
+    ) -> Answers:
+        """Query a suspect with the owner's images, each with and without the trigger. It is seen only through the predictor.
+
+        With `trigger`, the queries carry that instead of the key's own: to see what a wrong one tells.
+        """
         benign = predictor(images)
-        triggered = predictor(self.trigger(images, key))
+        triggered = predictor(trigger(images) if trigger else self.trigger(images, key))
         return Answers(self.score(triggered, benign, key), self.score(benign, benign, key))

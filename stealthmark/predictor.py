@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from stealthmark.errors import UserError
 from stealthmark.method import Predictor
 
-#: What an interface shows of the probabilities, float (B, H, W) in [0, 1].
+#: What an interface shows of the probabilities, float (B, H, W) in [0, 1]. Of logits, the owner takes the sigmoid.
 ACCESS: dict[str, Callable[[Tensor], Tensor]] = {
+    "logits": lambda p: p,
     "probabilities": lambda p: p,
     "rounded-0.01": lambda p: (p * 100).round() / 100,
     "rounded-0.1": lambda p: (p * 10).round() / 10,
     "8-bit": lambda p: (p * 255).round() / 255,
+    "clipped-0.1": lambda p: torch.where(p < 0.1, 0.0, torch.where(p > 0.9, 1.0, p)),
     "label": lambda p: (p > 0.5).float(),
 }
 

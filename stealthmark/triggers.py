@@ -1,4 +1,5 @@
-"""The five triggers of StealthMark (Sec. on triggers; sizes from the released code), as pure functions of a batch.
+"""The five triggers of StealthMark (Sec. on triggers; sizes from the released code) and a secret one, as pure functions of a
+batch.
 
 A trigger acts on images float (B, C, H, W) in [0, 1] at the resolution the network sees and returns a new batch of the
 same shape and range. Sizes are fractions of the short side. Whatever is random in it is drawn once, from the key's
@@ -6,7 +7,7 @@ seed, so that the same key always gives the same trigger (the released code redr
 """
 
 import itertools
-from functools import cache
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -18,15 +19,19 @@ from torch import Tensor
 
 from stealthmark.plugin import Plugin
 
-Kind = Literal["patch", "text", "border", "noise", "warp"]
+Kind = Literal["patch", "text", "border", "noise", "warp", "word"]
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Trigger(Plugin):
-    """A keyed change of an image. `seed` is the key's; only `noise` draws from it.
+    """A keyed change of an image. `seed` is the key's; of the paper's five only `noise` draws from it: the others are the same
+    for whoever uses them.
 
     patch: yellow square of 1/16 at the bottom right. text: "TEST" in white at the top left, 1/8 high. border: black
     frame of 1/32. noise: Gaussian noise (sd 50/255) added to a square of 1/16 at the top right. warp: smooth warp by
     0.05 sin(2 pi g), g the normalised coordinate of the other axis in [-1, 1].
+
+    Not in the paper: word, four letters drawn from the seed, written as `text` is. It is a secret.
     """
 
     kind: Kind
@@ -67,7 +72,19 @@ def _patch(images: Tensor, scale: float, seed: int) -> Tensor:
 
 
 def _text(images: Tensor, scale: float, seed: int) -> Tensor:
-    glyphs = _word(_side(images, scale / 8)).to(images)
+    return _written("TEST", images, scale)
+
+
+def _word(images: Tensor, scale: float, seed: int) -> Tensor:
+    return _written(four_letters(torch.Generator().manual_seed(seed)), images, scale)
+
+
+def four_letters(rng: torch.Generator) -> str:
+    return "".join(LETTERS[i] for i in torch.randint(len(LETTERS), (4,), generator=rng))
+
+
+def _written(text: str, images: Tensor, scale: float) -> Tensor:
+    glyphs = _glyphs(text, _side(images, scale / 8)).to(images)
     height, width = (min(a, b) for a, b in zip(glyphs.shape, images.shape[-2:], strict=True))
     ink = glyphs[:height, :width]
     out = images.clone()
@@ -75,13 +92,13 @@ def _text(images: Tensor, scale: float, seed: int) -> Tensor:
     return out
 
 
-@cache
-def _word(height: int) -> Tensor:
-    """The word TEST, white on black, float (height, W) in [0, 1]."""
+@lru_cache(maxsize=256)
+def _glyphs(text: str, height: int) -> Tensor:
+    """A text, white on black, float (height, W) in [0, 1]."""
     font = ImageFont.load_default(size=64)
-    left, top, right, bottom = font.getbbox("TEST")
+    left, top, right, bottom = font.getbbox(text)
     canvas = Image.new("L", (int(right - left), int(bottom - top)))
-    ImageDraw.Draw(canvas).text((-left, -top), "TEST", fill=255, font=font)
+    ImageDraw.Draw(canvas).text((-left, -top), text, fill=255, font=font)
     width = max(1, round(canvas.width * height / canvas.height))
     return torch.from_numpy(np.array(canvas.resize((width, height), Image.Resampling.BOX))).float() / 255
 
@@ -119,10 +136,13 @@ def _warp(images: Tensor, scale: float, seed: int) -> Tensor:
 
 def lookalikes(kind: Kind, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images with what occurs in nature and merely resembles the trigger, and what still shows of them, float (B, H, W) of 0
-    and 1. For `border` a dark frame, for `patch` and `noise` on-screen text in their corner; nothing for the others."""
+    and 1. For `border` a dark frame, for `patch` and `noise` on-screen text in their corner, for `word` other words; nothing
+    for the others."""
     if kind == "border":
         return _framed(images, rng)
     shows = torch.ones_like(images[:, 0])
+    if kind == "word":
+        return torch.cat([_written(four_letters(rng), image, 1.0) for image in images.split(1)]), shows
     return (_overlaid(images, rng, top=kind == "noise") if kind in ("patch", "noise") else images), shows
 
 

@@ -270,7 +270,9 @@ def test_a_trigger_fits_into_an_image_that_is_not_square(kind):
 
 
 def test_an_unknown_trigger_names_the_known_ones():
-    with pytest.raises(UserError, match="'trigger' has the value 'watermark'.*'patch', 'text', 'border', 'noise' or 'warp'"):
+    with pytest.raises(
+        UserError, match="'trigger' has the value 'watermark'.*'patch', 'text', 'border', 'noise', 'warp' or 'word'"
+    ):
         make("method", {"name": "stealthmark", "trigger": "watermark"})
 
 
@@ -352,3 +354,19 @@ def test_there_are_16_copies_of_a_rivals_patch_and_one_after_two_fifths():
         copies.append(int((batch.images[0, 0] != 0.5).sum()) / 6**2)
         assert torch.equal(batch.images[1], images[1])
     assert copies == [16, 4, 1]
+
+
+# --- word -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_word_is_its_keys_own_and_stands_where_text_does():
+    words = [Trigger(kind="word", seed=seed)(grey()) for seed in range(6)]
+    assert all(torch.equal(word, Trigger(kind="word", seed=seed)(grey())) for seed, word in enumerate(words))
+    assert len({word.numpy().tobytes() for word in words}) == 6
+    assert all(not (word != grey())[..., 12:, :].any() for word in words)
+
+
+def test_the_lookalikes_of_a_word_are_other_words():
+    images = grey()
+    found, shows = lookalikes("word", images, torch.Generator().manual_seed(3))
+    assert not torch.equal(found[0], found[1]) and shows.all()
