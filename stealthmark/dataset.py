@@ -35,6 +35,8 @@ class Manifest(BaseModel):
     size: str
     foreground: str
     groups: str
+    split: str = "whole groups, drawn from the suite's seed; an official split, where there is one, is not used"
+    intensity: str = "8 bit, as stored"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class DatasetContract(Plugin):
 
     manifest: ClassVar[Manifest]
     channels: ClassVar[int] = 3
+
+    def present(self) -> bool:
+        """Whether the data are here, without reading them; what is drawn from a seed always is."""
+        return True
 
     def index(self, seed: int) -> list[CaseRef]:
         """All cases, in a fixed order. Procedural sets draw from `seed`; real ones ignore it."""

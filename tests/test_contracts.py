@@ -8,6 +8,7 @@ import stat
 from functools import cache
 from typing import Literal, get_args, get_origin
 
+import layouts
 import numpy as np
 import pytest
 import torch
@@ -520,8 +521,11 @@ def test_unet_with_random_weights_does_not_hold_the_packaged_ones():
 
 @pytest.fixture(scope="module")
 def tiny_set(tmp_path_factory):
-    """Eight pairs of JPEG images and masks, as a folder of one's own or as a publisher lays them out."""
+    """Eight pairs of JPEG images and masks, as a folder of one's own lays them out, and beside them small sets of the
+    publishers' layouts."""
     root = tmp_path_factory.mktemp("set")
+    for write in layouts.WRITERS.values():
+        write(root)
     for kind in ("images", "masks"):
         (root / kind).mkdir()
     for case in range(8):
