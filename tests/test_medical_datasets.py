@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import view, write_acdc, write_nifti
+from layouts import WRITERS, fundus, view, write_acdc, write_avi, write_camus, write_cvc_clinicdb, write_nifti, write_refuge
+from PIL import Image
 
 from stealthmark.dataset import load, prepare
-from stealthmark.datasets import acdc
+from stealthmark.datasets import acdc, cvc_clinicdb, echonet_dynamic, refuge
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
 
@@ -29,7 +30,7 @@ def real(name: str, **options):
     return dataset
 
 
-@pytest.mark.parametrize("name", ["acdc"])
+@pytest.mark.parametrize("name", WRITERS)
 def test_an_absent_set_says_where_to_register_and_how_its_files_lie(tmp_path, name):
     dataset = named(name, tmp_path)
     assert not dataset.present()
@@ -43,15 +44,23 @@ def test_an_absent_set_says_where_to_register_and_how_its_files_lie(tmp_path, na
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_set_is_found_wherever_data_root_points(tmp_path, name):
+    root = WRITERS[name](tmp_path)
+    expected = named(name, tmp_path).index(0)
+    places = [root, *root.parents][: len(root.relative_to(tmp_path).parts) + 1]
+    assert places[-1] == tmp_path
+    for place in places:
+        assert named(name, place).present()
+        assert named(name, place).index(0) == expected
+
+
 # --- ACDC
 
 
-@pytest.mark.parametrize("up", range(4))
-def test_acdc_is_found_wherever_data_root_points(tmp_path, up):
-    training = write_acdc(tmp_path)
-    dataset = named("acdc", [training, *training.parents][up])
-    refs = dataset.index(0)
-    assert dataset.present()
+def test_acdc_has_a_case_a_slice(tmp_path):
+    write_acdc(tmp_path)
+    refs = named("acdc", tmp_path).index(0)
     assert len(refs) == 8 * 2 * 3
     assert [ref.case_id for ref in refs[:4]] == [
         "patient001_frame01_slice00",
@@ -185,3 +194,314 @@ def test_the_real_acdc():
     # Blood is bright: the cavity lies where the chosen class should only if the mask is aligned with the image.
     bright = [image[..., 0][mask].mean() > image[..., 0].mean() for image, mask in cases if mask.any()]
     assert np.mean(bright) > 0.95
+
+
+# --- CAMUS
+
+
+@pytest.mark.parametrize(("foreground", "value"), [("lv", 1), ("myocardium", 2), ("atrium", 3)])
+def test_camus_shows_the_chosen_class_the_way_up_it_is_on_the_screen(tmp_path, foreground, value):
+    nifti = write_camus(tmp_path)
+    stored = np.arange(20 * 24, dtype=np.int16).reshape(20, 24) % 256
+    write_nifti(nifti / "patient0001" / "patient0001_4CH_ED.nii.gz", stored)
+    dataset = named("camus", tmp_path, foreground=foreground)
+    refs = dataset.index(0)
+    assert [(ref.case_id, ref.group_id) for ref in refs[:3]] == [
+        ("patient0001_4CH_ED", "patient0001"),
+        ("patient0001_4CH_ES", "patient0001"),
+        ("patient0002_4CH_ED", "patient0002"),
+    ]
+    image, mask = dataset.read(refs[0], 96)
+    assert image.dtype == np.uint8 and np.array_equal(image[:, :, 0], stored.T)
+    assert np.array_equal(mask, view(24, 20) == value)
+
+
+def test_camus_views_are_chosen(tmp_path):
+    write_camus(tmp_path, views=("4CH", "2CH"))
+    assert [ref.case_id for ref in named("camus", tmp_path, view="2CH").index(0)][:1] == ["patient0001_2CH_ED"]
+    assert len(named("camus", tmp_path, view="2CH").index(0)) == len(named("camus", tmp_path).index(0)) == 16
+    assert "view 2CH" in named("camus", tmp_path, view="2CH").manifest.foreground
+
+
+def test_camus_without_the_wanted_view_says_which_files_it_expects(tmp_path):
+    write_camus(tmp_path)
+    assert not named("camus", tmp_path, view="2CH").present()
+    with pytest.raises(UserError, match=r"CAMUS \(view 2CH\) is not at .*_2CH_E\[DS\].nii.gz and .*_2CH_E"):
+        named("camus", tmp_path, view="2CH").index(0)
+
+
+def test_camus_frames_may_carry_a_third_axis_of_one(tmp_path):
+    nifti = write_camus(tmp_path)
+    for end, values in (("", np.zeros((20, 24, 1), np.uint8)), ("_gt", view(24, 20).T[:, :, None])):
+        write_nifti(nifti / f"patient0001/patient0001_4CH_ED{end}.nii.gz", values)
+    dataset = named("camus", tmp_path)
+    image, mask = dataset.read(dataset.index(0)[0], 96)
+    assert image.shape == (24, 20, 1)
+    assert np.array_equal(mask, view(24, 20) == 1)
+
+
+FRAME, FRAME_TRUTH = "patient0003_4CH_ES.nii.gz", "patient0003_4CH_ES_gt.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (without(FRAME_TRUTH), f"the image .*{FRAME} has no mask"),
+        (without(FRAME), f"the mask .*{FRAME_TRUTH} has no image"),
+        (cut(FRAME, 0.7), f"{FRAME} (is not a NIfTI file|cannot be decoded)"),
+        (text(FRAME), f"{FRAME} is not a NIfTI file"),
+        (filled(FRAME, np.zeros((20, 23), np.uint8)), r"has the shape \(20, 23\) and its mask"),
+        (filled(FRAME_TRUTH, np.full((20, 24), 5, np.uint8)), r"holds the value 5; allowed: .*3 \(left atrium\)"),
+        (filled(FRAME, np.full((20, 24), 256, np.int16)), "holds values from 256 to 256; allowed: 0 to 255"),
+        (filled(FRAME, np.full((20, 24), np.nan, np.float32)), "holds values from nan to nan; allowed"),
+    ],
+)
+def test_camus_names_a_bad_file(tmp_path, spoil, complaint):
+    spoil(write_camus(tmp_path / "data") / "patient0003")
+    with pytest.raises(UserError, match=complaint):
+        prepare(named("camus", tmp_path / "data"), 16, 1, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_camus_takes_single_frames_only(tmp_path):
+    nifti = write_camus(tmp_path)
+    for end in ("", "_gt"):
+        write_nifti(nifti / f"patient0003/patient0003_4CH_ES{end}.nii.gz", np.zeros((20, 24, 2), np.uint8))
+    with pytest.raises(UserError, match=r"has the shape \(20, 24, 2\); expected: one frame"):
+        named("camus", tmp_path).index(0)
+    for end in ("", "_gt"):
+        (nifti / f"patient0003/patient0003_4CH_ES{end}.nii.gz").rename(nifti / f"patient0003/patient0009_4CH_ES{end}.nii.gz")
+    with pytest.raises(UserError, match="is not named patientNNNN/patientNNNN_4CH_ED.nii.gz after its folder"):
+        named("camus", tmp_path).index(0)
+
+
+def test_the_real_camus():
+    dataset = real("camus")
+    refs = dataset.index(0)
+    patients = len({ref.group_id for ref in refs})
+    assert patients in (499, 500) and len(refs) == 2 * patients  # a reduced copy lacks one
+    atrium = named("camus", dataset.data_root, foreground="atrium")
+    for ref in refs[::100]:
+        (image, cavity), (_, lower) = dataset.read(ref, 96), atrium.read(ref, 96)
+        # Blood is dark, and the atrium lies below the ventricle when the probe is at the top.
+        assert image[..., 0][cavity].mean() < image[..., 0][image[..., 0] > 0].mean()
+        assert np.argwhere(lower)[:, 0].mean() > np.argwhere(cavity)[:, 0].mean()
+
+
+# --- REFUGE
+
+
+def test_refuge_disc_and_cup(tmp_path):
+    write_refuge(tmp_path)
+    refs = named("refuge", tmp_path).index(0)
+    assert [ref.case_id for ref in refs] == [f"{letter}{n:04d}" for letter in "gn" for n in range(1, 5)]
+    for foreground, extent in (("disc", 20), ("cup", 10)):
+        image, mask = named("refuge", tmp_path, foreground=foreground).read(refs[5], 96)
+        assert image.shape == (40, 40, 3)
+        assert np.array_equal(mask, fundus(40, extent, (20, 20)) < 255)
+
+
+@pytest.mark.parametrize(
+    ("centre", "rows", "columns"),
+    [
+        ((50, 60), (34, 66), (44, 76)),  # a side of 1.6 x 20 = 32 around the disc
+        ((12, 88), (0, 32), (68, 100)),  # moved into the picture
+    ],
+)
+def test_refuge_crops_a_full_field_around_the_disc(centre, rows, columns):
+    window = refuge.around(fundus(100, 20, centre) < 255)
+    assert window == (slice(*rows), slice(*columns))
+
+
+def test_refuge_leaves_a_cropped_picture_whole():
+    assert refuge.around(fundus(100, 40, (50, 50)) < 255) == (slice(None), slice(None))
+    assert refuge.around(fundus(100, 39, (50, 50)) < 255) != (slice(None), slice(None))
+
+
+def test_refuge_image_and_mask_are_cropped_alike(tmp_path):
+    write_refuge(tmp_path, side=100, disc=20)
+    dataset = named("refuge", tmp_path)
+    ref = dataset.index(0)[0]
+    image, mask = dataset.read(ref, 96)
+    assert np.array_equal(image, np.asarray(Image.open(ref.source[0]))[34:66, 34:66])
+    assert np.array_equal(mask, fundus(32, 20, (16, 16)) < 255)
+
+
+def saved(name: str, pixels: np.ndarray):
+    return lambda folder: Image.fromarray(pixels).save(folder / name)
+
+
+PHOTO, ANNOTATION = "Training400/Glaucoma/g0003.jpg", "Annotation-Training400/Disc_Cup_Masks/Glaucoma/g0003.bmp"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (without(ANNOTATION), "the image .*g0003.jpg has no mask"),
+        (without(PHOTO), "the mask .*g0003.bmp has no image"),
+        (cut(PHOTO), "g0003.jpg cannot be decoded"),
+        (cut(ANNOTATION), "g0003.bmp cannot be decoded"),
+        (saved(ANNOTATION, fundus(41, 20, (20, 20))), "is 40 x 40 px and its mask .* is 41 x 41 px"),
+        (saved(ANNOTATION, np.full((40, 40), 100, np.uint8)), r"holds the value 100; allowed: 0 \(cup\), 128 \(rim\), 255"),
+        (saved(ANNOTATION, np.full((40, 40), 255, np.uint8)), r"has no disc: all its values are 255"),
+    ],
+)
+def test_refuge_names_a_bad_file(tmp_path, spoil, complaint):
+    spoil(write_refuge(tmp_path / "data"))
+    with pytest.raises(UserError, match=complaint):
+        prepare(named("refuge", tmp_path / "data"), 16, 1, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_refuge_needs_both_classes(tmp_path):
+    root = write_refuge(tmp_path)
+    (root / "Training400/Non-Glaucoma").rename(root / "elsewhere")
+    with pytest.raises(UserError, match="there is no folder .*Non-Glaucoma"):
+        named("refuge", tmp_path).index(0)
+
+
+def test_the_real_refuge():
+    dataset = real("refuge")
+    refs = dataset.index(0)
+    assert len(refs) in (321, 400)  # a reduced copy lacks 79
+    for ref in refs[::40]:
+        image, disc = dataset.read(ref, 96)
+        cup = named("refuge", dataset.data_root, foreground="cup").read(ref, 96)[1]
+        assert (disc | ~cup).all() and cup.sum() < disc.sum()
+        assert image[disc].mean() > image[~disc].mean()  # the disc is brighter than the retina around it
+
+
+# --- CVC-ClinicDB
+
+
+def test_cvc_clinicdb_sequences_are_the_publishers_ranges():
+    frames = [cvc_clinicdb.sequence(frame) for frame in range(1, 613)]
+    assert frames == sorted(frames) and set(frames) == set(range(1, 30))
+    counts = [frames.count(number) for number in range(1, 30)]
+    # First, third, fourth and last sequence: frames 1-25, 51-67, 68-78 and 592-612.
+    assert (counts[0], counts[2], counts[3], counts[28]) == (25, 17, 11, 21)
+    assert [cvc_clinicdb.sequence(frame) for frame in (25, 26, 199, 200, 205, 206)] == [1, 2, 9, 10, 10, 11]
+
+
+@pytest.mark.parametrize("ending", [".tif", ".png"])
+def test_cvc_clinicdb_keeps_a_sequence_together(tmp_path, ending):
+    write_cvc_clinicdb(tmp_path, ending=ending)
+    dataset = named("cvc-clinicdb", tmp_path)
+    refs = dataset.index(0)
+    assert [(ref.case_id, ref.group_id) for ref in refs[:4]] == [
+        ("1", "sequence01"),
+        ("11", "sequence01"),
+        ("21", "sequence01"),
+        ("31", "sequence02"),
+    ]
+    image, mask = dataset.read(refs[3], 96)
+    assert np.array_equal(image, np.asarray(Image.open(refs[3].source[0])))
+    assert mask[:9, :12].all() and mask.sum() == 9 * 12
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (without("Ground Truth/31.tif"), "the image .*31.tif has no mask"),
+        (without("Original/31.tif"), "the mask .*31.tif has no image"),
+        (saved("Ground Truth/31.tif", np.zeros((18, 25), np.uint8)), "is 24 x 18 px and its mask .* is 25 x 18 px"),
+        (saved("Ground Truth/31.tif", np.full((18, 24), 7, np.uint8)), "31.tif holds the values 7; allowed"),
+        (text("Original/31.tif"), "31.tif is not an image"),
+    ],
+)
+def test_cvc_clinicdb_names_a_bad_file(tmp_path, spoil, complaint):
+    spoil(write_cvc_clinicdb(tmp_path / "data"))
+    with pytest.raises(UserError, match=complaint):
+        prepare(named("cvc-clinicdb", tmp_path / "data"), 16, 1, tmp_path / "out")
+
+
+@pytest.mark.parametrize("frame", [0, 613])
+def test_cvc_clinicdb_frames_are_1_to_612(tmp_path, frame):
+    write_cvc_clinicdb(tmp_path, (1, frame))
+    with pytest.raises(UserError, match=f"{frame}.tif is not named after a frame; allowed: 1 to 612"):
+        named("cvc-clinicdb", tmp_path).index(0)
+
+
+# --- EchoNet-Dynamic
+
+
+def test_echonet_dynamic_reads_the_traced_frames_of_a_video(tmp_path, capsys):
+    WRITERS["echonet-dynamic"](tmp_path)
+    dataset = named("echonet-dynamic", tmp_path)
+    refs = dataset.index(0)
+    assert "16 frames of 8 videos; 1 without tracings" in capsys.readouterr().err
+    assert [(ref.case_id, ref.group_id) for ref in refs[:3]] == [
+        ("0X0001_frame002", "0X0001"),
+        ("0X0001_frame006", "0X0001"),
+        ("0X0002_frame002", "0X0002"),
+    ]
+    for ref, level, end in ((refs[0], 40, 60), (refs[1], 120, 40)):
+        image, mask = dataset.read(ref, 96)
+        assert (image.shape, image.dtype) == ((112, 112, 1), np.uint8)
+        assert np.abs(image.astype(int) - level).max() <= 2
+        expected = np.zeros((112, 112), bool)
+        expected[20:end, 30:70] = True
+        assert np.array_equal(mask, expected)
+
+
+def test_echonet_dynamic_decodes_a_video_once(tmp_path, monkeypatch):
+    WRITERS["echonet-dynamic"](tmp_path / "data")
+    opened, real_open = [], echonet_dynamic.av.open
+    monkeypatch.setattr(echonet_dynamic.av, "open", lambda file, **how: opened.append(file) or real_open(file, **how))
+    prepare(named("echonet-dynamic", tmp_path / "data"), 16, 1, tmp_path / "out")
+    assert len(opened) == len(set(opened)) == 8
+
+
+def test_echonet_dynamic_outline_by_hand():
+    axis, *chords = (5, 0, 5, 9), (4, 0, 6, 0), (2, 5, 8, 5), (4, 9, 6, 9)
+    assert echonet_dynamic.outline([axis, *chords]) == ((4, 0), (2, 5), (4, 9), (6, 9), (8, 5), (6, 0))
+
+
+def test_echonet_dynamic_fills_pixels_at_least_half_inside():
+    triangle = echonet_dynamic.fill(((-0.5, -0.5), (3.5, 3.5), (-0.5, 3.5)), (4, 4))
+    assert triangle.tolist() == np.tri(4, dtype=bool).tolist()
+
+
+def edited(name: str, old: str, new: str):
+    def spoil(folder: Path):
+        (folder / name).write_text((folder / name).read_text().replace(old, new))
+
+    return spoil
+
+
+TRACED = "0X0003.avi,49.5,19.5,49.5,59.5,2"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (without("Videos/0X0003.avi"), "the video .*0X0003.avi is absent, though VolumeTracings.csv traces it"),
+        (without("VolumeTracings.csv"), "VolumeTracings.csv is not a CSV file in UTF-8: .*No such file"),
+        (edited("VolumeTracings.csv", ",Frame", ",Image"), "VolumeTracings.csv has no column 'Frame'; found: FileName, X1"),
+        (edited("VolumeTracings.csv", TRACED, "0X0003.avi,49.5"), "line 86: a field is missing"),
+        (edited("VolumeTracings.csv", TRACED, "0X0003.avi,a,19.5,49.5,59.5,2"), "line 86: could not convert .* 'a'"),
+        (edited("VolumeTracings.csv", TRACED, "0X0003.avi,nan,19.5,49.5,59.5,2"), "line 86: frame 2 and .*finite places"),
+        (edited("VolumeTracings.csv", TRACED, TRACED[:-1] + "99"), "frame 99 of '0X0003' has 1 segments; expected"),
+        (edited("VolumeTracings.csv", "0X0003.avi", "0X0333.avi"), "traces '0X0333', which FileList.csv does not list"),
+        (edited("FileList.csv", "FileName", "Name"), "FileList.csv has no column 'FileName'; found: Name, EF"),
+        (lambda folder: write_avi(folder / "Videos/0X0003.avi", [1, 2, 3]), "holds 3 frames; frame 6, counted from 0"),
+        (text("Videos/0X0003.avi"), "0X0003.avi cannot be decoded"),
+        (cut("Videos/0X0003.avi", 0.6), "0X0003.avi (holds|cannot be decoded)"),
+    ],
+)
+def test_echonet_dynamic_names_a_bad_file(tmp_path, spoil, complaint):
+    spoil(WRITERS["echonet-dynamic"](tmp_path / "data"))
+    with pytest.raises(UserError, match=complaint) as caught:
+        prepare(named("echonet-dynamic", tmp_path / "data"), 16, 1, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("name", ["cvc-clinicdb", "echonet-dynamic"])
+def test_the_real_set_where_it_is(name):
+    dataset = real(name)
+    refs = dataset.index(0)
+    assert len(refs) >= {"cvc-clinicdb": 612, "echonet-dynamic": 20_000}[name]
+    for ref in refs[:: len(refs) // 10]:
+        image, mask = dataset.read(ref, 96)
+        assert image.shape[:2] == mask.shape and mask.any()
