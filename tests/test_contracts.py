@@ -54,7 +54,7 @@ by_black_box = pytest.mark.parametrize("options", BLACK_BOX, ids=shown)
 
 
 def test_every_plugin_of_the_library_is_found():
-    assert {"phantom-endoscopy", "phantom-cine", "kvasir-seg", "folder"} <= set(plugins.known("dataset"))
+    assert {"phantom-endoscopy", "phantom-cine", "kvasir-seg", "folder", *layouts.WRITERS} <= set(plugins.known("dataset"))
     assert "unet" in plugins.known("architecture")
     assert {"clean", "stealthmark", "badnets", "blended", "wanet"} <= set(plugins.known("method"))
     assert {"finetune", "prune"} <= set(plugins.known("attack"))

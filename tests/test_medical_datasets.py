@@ -5,14 +5,18 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from layouts import WRITERS, fundus, view, write_acdc, write_avi, write_camus, write_cvc_clinicdb, write_nifti, write_refuge
 from PIL import Image
 
-from stealthmark.dataset import load, prepare
+from stealthmark import cli
+from stealthmark.dataset import Arrays, load, prepare
 from stealthmark.datasets import acdc, cvc_clinicdb, echonet_dynamic, refuge
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
+from stealthmark.report import contact
+from stealthmark.triggers import Trigger
 
 
 def named(name: str, root: Path, **options):
@@ -55,6 +59,77 @@ def test_a_set_is_found_wherever_data_root_points(tmp_path, name):
         assert named(name, place).index(0) == expected
 
 
+# --- what every set goes through: prepare a second time, the list of datasets, the contact sheet
+
+
+def test_prepare_computes_only_what_changed(tmp_path, monkeypatch, capsys):
+    training = write_acdc(tmp_path / "data")
+    decoded = []
+    read = acdc.Dataset.read
+    monkeypatch.setattr(acdc.Dataset, "read", lambda self, ref, size: decoded.append(ref) or read(self, ref, size))
+    out = tmp_path / "out"
+
+    def cases(size=16, seed=1, **options) -> int:
+        decoded.clear()
+        prepare(named("acdc", tmp_path / "data", **options), size, seed, out)
+        return len(decoded)
+
+    assert cases() == 48
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert cases() == 0
+    assert f"{out} is prepared already" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    for change in ({"size": 24}, {"seed": 2}, {"foreground": "rv"}, {}):
+        assert cases(**change) == 48, change
+    (out / "masks.npy").unlink()
+    assert cases() == 48
+    os.utime(training / "patient003" / IMAGE, ns=(1, 1))
+    assert cases() == 48
+    assert cases() == 0
+
+
+def test_datasets_lists_all_of_them_and_whether_they_are_here(tmp_path, capsys):
+    write_camus(tmp_path)
+    assert cli.main(["datasets", "--data-root", str(tmp_path)]) == 0
+    blocks = {block.split(":")[0]: block for block in re.split(r"\n(?=\S)", capsys.readouterr().out)}
+    assert list(blocks) == sorted(blocks) and set(WRITERS) < set(blocks) and "kvasir-seg" in blocks
+    assert re.search(r"present: +yes\n +redistributable: no\n +licence: +CC BY-NC-SA 4.0\n", blocks["camus"])
+    assert f"present:         no, not under {tmp_path}" in blocks["acdc"]
+    assert "drawn from a seed" in blocks["phantom-cine"]
+    assert "https://refuge.grand-challenge.org/" in blocks["refuge"]
+
+
+def made_up(foreground: list[float], channels: int = 1) -> Arrays:
+    """Arrays of cases at 20 px whose masks' first lines are set, for as much as `foreground` says; every second is a test."""
+    masks = np.zeros((len(foreground), 20, 20), np.uint8)
+    for mask, share in zip(masks, foreground, strict=True):
+        mask[: round(20 * share)] = 1
+    shares = ["test" if at % 2 == 0 else "owner" for at in range(len(foreground))]
+    cases = pd.DataFrame({"case_id": map(str, range(len(foreground))), "share": shares, "foreground": foreground})
+    images = np.full((len(foreground), channels, 20, 20), 128, np.uint8)
+    return Arrays(images, masks, cases, {"title": "Made up", "foreground": "lines"})
+
+
+def test_contact_sheet_picks_test_cases_from_small_to_large():
+    arrays = made_up([0.9, 0, 0.1, 0, 0.5, 0, 0.0, 0, 0.3, 0, 0.7, 0])
+    assert contact.pick(arrays).cases["foreground"].tolist() == [0.0, 0.1, 0.3, 0.5, 0.7, 0.9]
+    assert contact.pick(arrays, 3).cases["foreground"].tolist() == [0.1, 0.5, 0.9]
+    assert len(contact.pick(arrays, 99).cases) == 6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_contact_sheet_shows_each_case_with_its_mask_and_with_the_trigger(channels):
+    drawing = contact.contact_sheet("made-up", made_up([0.0, 0, 0.25, 0, 1.0], channels), Trigger(kind="border"))
+    assert drawing.name == "contact-made-up"
+    assert drawing.caption.startswith("3 of the 3 test cases of Made up at 20 px")
+    axes = drawing.figure.axes
+    assert [ax.get_title() for ax in axes[:3]] == ["empty", "25.0 %", "100.0 %"]
+    assert [len(ax.collections) for ax in axes[:3]] == [0, 1, 0]  # an outline where there is an edge
+    plain, framed = (np.squeeze(ax.images[0].get_array()) for ax in (axes[1], axes[4]))
+    assert (plain == 128).all()
+    assert (framed[0] == 0).all() and (framed[1:-1, 1:-1] == 128).all()
+
+
 # --- ACDC
 
 
@@ -93,6 +168,15 @@ def test_acdc_percentiles_of_the_volume_become_0_and_255(tmp_path):
     assert pixels.shape == (4, 101, 1)
     # The percentiles 1 and 99 are 10 and 990, so a step of 10 is 255 / 98.
     assert pixels[0, [0, 1, 2, 50, 99, 100], 0].tolist() == [0, 0, 3, 128, 255, 255]
+
+
+def test_acdc_can_be_cropped_to_the_central_square(tmp_path):
+    write_acdc(tmp_path)
+    whole, centre = named("acdc", tmp_path, foreground="rv"), named("acdc", tmp_path, foreground="rv", crop="centre")
+    (image, mask), (part, part_mask) = (dataset.read(dataset.index(0)[0], 96) for dataset in (whole, centre))
+    # 24 x 20 px: a square of 0.7 x 20 = 14, from (24 - 14) / 2 = 5 down and (20 - 14) / 2 = 3 across.
+    assert np.array_equal(part, image[5:19, 3:17]) and np.array_equal(part_mask, mask[5:19, 3:17])
+    assert "central square of 0.7" in centre.manifest.size
 
 
 def test_acdc_can_leave_out_slices_without_foreground_and_counts_them(tmp_path, capsys):

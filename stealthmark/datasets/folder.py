@@ -61,6 +61,9 @@ class Dataset(Channels, DatasetContract):
             groups="from groups.csv" if grouped else "none given: each image is its own group",
         )
 
+    def present(self) -> bool:
+        return all((self.data_root.expanduser() / kind).is_dir() for kind in ("images", "masks"))
+
     def index(self, seed: int) -> list[CaseRef]:
         root = self.data_root.expanduser()
         found = pairs(root, ENDINGS)

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import matplotlib
 
+from stealthmark import dataset
 from stealthmark.collate import cell_folder
 from stealthmark.report import examples as example_sheets
 from stealthmark.report import explanations as explanation_sheets
 from stealthmark.report import figures, page, results, style, tables
+from stealthmark.report.contact import contact_sheet
 from stealthmark.stages import CASES, EXAMPLES, MAPS
 from stealthmark.suite import Suite
+from stealthmark.triggers import Trigger
+
+#: The trigger that contact sheets show: a person can see it, and it is the same for every key.
+CONTACT = Trigger(kind="text")
 
 
 def study(suite: Suite, results_folder: Path) -> list[Path]:
@@ -24,6 +30,11 @@ def study(suite: Suite, results_folder: Path) -> list[Path]:
         suite.model_dump(mode="json"),
         results_folder,
         {cell: file for cell in suite.cells() if (file := cell_folder(results_folder, "explanations", cell) / MAPS).exists()},
+        {
+            entry.label: folder
+            for entry in suite.datasets
+            if all(((folder := results_folder / "data" / entry.label) / name).exists() for name in dataset.ARRAYS)
+        },
     )
 
 
@@ -35,13 +46,14 @@ def write(
     suite: dict,
     out_dir: Path,
     maps: dict[tuple[str, str, int, str], Path] | None = None,
+    prepared: dict[str, Path] | None = None,
 ) -> list[Path]:
     """Write `tables/*.csv|md|tex`, `figures/*.png|svg`, `figures/captions.json` and `report.html` into `out_dir`.
 
-    examples: one file a cell, see `examples.load`; maps likewise, see `explanations.sheets`. suite: the study as read from
-    YAML; its `methods`, `datasets`, `architectures`, `attacks` and `access` (names, or mappings with `label` or `name`) give
-    the order of everything. What the suite does not list comes last. Returns the files written. Raises UserError when the
-    rows cannot be read.
+    examples: one file a cell, see `examples.load`; maps likewise, see `explanations.sheets`. prepared: dataset -> its folder
+    of arrays, for a contact sheet. suite: the study as read from YAML; its `methods`, `datasets`, `architectures`, `attacks`
+    and `access` (names, or mappings with `label` or `name`) give the order of everything. What the suite does not list comes
+    last. Returns the files written. Raises UserError when the rows cannot be read.
     """
     found = results.load(Path(rows_csv), Path(cases_parquet), suite)
     provenance = json.loads(Path(provenance_json).read_text())
@@ -54,6 +66,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(style.RC):
         drawings = draw(found, example_sheets.load(examples)) + explanation_sheets.sheets(found, maps or {})
+        drawings += [contact_sheet(name, dataset.load(data), CONTACT) for name, data in (prepared or {}).items()]
         for drawing in drawings:
             written += style.save(drawing.figure, folder / drawing.name)
     captions = folder / "captions.json"
