@@ -37,7 +37,7 @@ class Dataset(DatasetContract):
     ejection fractions are measured on and the cine phantom's foreground), `myocardium`, `rv` (cavity) or `heart` (all
     three). `slices`: `all` (the default; some, at the base and below the apex, have an empty mask) or `with-foreground`.
     `crop`: `none` (the default; a left ventricle is then about 1 % of the picture) or `centre`, the central square of `CENTRE`
-    of the shorter side (about 2 %).
+    of the shorter side (about 3 %).
     The 4-D series (`*_4d.nii.gz`), `Info.cfg` and the publisher's `testing` folder are not read.
     """
 
