@@ -8,7 +8,7 @@ import matplotlib
 from stealthmark.collate import cell_folder
 from stealthmark.report import examples as example_sheets
 from stealthmark.report import explanations as explanation_sheets
-from stealthmark.report import figures, page, results, style, tables
+from stealthmark.report import figures, page, results, situations, style, tables
 from stealthmark.stages import CASES, EXAMPLES, MAPS
 from stealthmark.suite import Suite
 
@@ -47,7 +47,7 @@ def write(
     provenance = json.loads(Path(provenance_json).read_text())
     out_dir = Path(out_dir)
     written = []
-    made = tables.every(found)
+    made = tables.every(found) + situations.tables(found)
     for table in made:
         written += tables.write(table, out_dir / "tables")
     folder = out_dir / "figures"
@@ -68,7 +68,7 @@ def draw(found: results.Results, cells: list[dict]) -> list[figures.Drawing]:
     """Every figure that these results support, in the page's order. Without a mark there is nothing to draw."""
     if not (found.marks and found.panels):
         return []
-    drawings = [figures.overview(found), figures.mark_vs_dice(found)]
+    drawings = [figures.overview(found), *situations.drawings(found), figures.mark_vs_dice(found)]
     drawings += [figures.attack_curves(found, attack) for attack in found.attacks if found.strengths[attack]]
     drawings += [d for d in [figures.scores(found)] if d is not None]
     return drawings + example_sheets.sheets(found, cells)
