@@ -22,6 +22,9 @@ RESAMPLES = 2000
 SEGMENTATION, CALIBRATION = ("dice", "auc", "vs", "hd95"), ("ece", "brier")
 #: Edges of the 15 bins of equal width in which confidence is compared with what is observed, as Guo et al. (2017) do.
 BINS = np.linspace(0, 1, 16)
+#: Edges of bins about equally wide in log-odds, for diagrams: a floor of 0.05 to 0.1 is one of them, far from zero.
+_HALF = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4]
+ODDS_BINS = np.array([0, *_HALF, 0.5, *(1 - p for p in reversed(_HALF)), 1])
 
 
 class Reliability(NamedTuple):
