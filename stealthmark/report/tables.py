@@ -101,7 +101,7 @@ def harm(results: Results) -> Table:
         f"Below each: is the marked model not worse by {HARM_MARGIN:g} point ({HARM_MARGIN:g} px)? yes when the one-sided 95 % "
         "interval of the same bootstrap stays on the good side of that margin (p < 0.05 for non-inferiority), no when the "
         "opposite one-sided interval stays on the bad side, else undecided. The two-sided bracket is a little wider, so it may "
-        "reach over the margin beside a yes. harm.csv has every bound and p; no p is below 2 to the power of minus the groups.",
+        "reach over the margin beside a yes. harm.csv has every bound and p. Fewer than five groups decide nothing.",
         "Harmless: yes when all four metrics say yes, no when one says no; on benign, then on triggered images.",
     ]
     return _table(results, "harm", "What a mark costs its owner", data, text, notes)
