@@ -21,7 +21,7 @@ from stealthmark.seeds import derive
 from stealthmark.stages import CASES, EVIDENCE, EXPLANATIONS, NULL, POOL
 from stealthmark.suite import BENCHMARK_VERSION, Cell, Suite
 
-QUALITY = ("dice", "auc", "vs", "hd95")
+QUALITY = (*metrics.SEGMENTATION, *metrics.CALIBRATION)
 PLACE = ["situation", "attack", "strength", "access"]
 COLUMNS = [
     *("suite", "benchmark_version", "dataset", "architecture", "seed", "method", *PLACE),

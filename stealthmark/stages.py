@@ -29,6 +29,7 @@ from stealthmark.training import Schedule, fit
 
 INDEX, EVIDENCE, CASES, POOL, EXAMPLES = "index.json", "evidence.json", "cases.parquet", "pool.parquet", "examples.npz"
 EXPLANATIONS, MAPS = "explanations.json", "maps.npz"
+RELIABILITY = "reliability.npz"
 #: Situations of the null pool start so: `null-3` was never marked, `null-badnets` carries another method's mark, and
 #: `null-key-0` this method's mark with another owner's key.
 NULL = "null-"
@@ -161,9 +162,9 @@ def examine(
     claims, the model as it was stolen is also queried in the situations of `claims.NAMES`, with the independent model as
     the claimant's surrogate, and so are the null models.
 
-    Writes `cases.parquet`, `examples.npz` (three cases with their probability maps) and `evidence.json`, where a suspect
-    that could not be examined is listed with its status; with a plan also `pool.parquet`, a line a claim, a null model and
-    an access level.
+    Writes `cases.parquet`, `examples.npz` (three cases with their probability maps), `reliability.npz` (of the
+    stolen model as it is) and `evidence.json`, where a suspect that could not be examined is listed with its status; with a
+    plan also `pool.parquet`, a line a claim, a null model and an access level.
     """
     key = Key.read(key_file) if key_file else None
     method = make("method", key.method) if key else None
@@ -188,6 +189,8 @@ def examine(
             quality = None if null else _quality(predictor, method, key, images, masks)
             if not tables:
                 _examples(predictor, method, key, images, masks, out)
+            if (situation, attack_name) == ("stolen", "none"):
+                _reliability(predictor, method, key, images, masks, arrays.cases["group_id"], out)
             levels = key.detectors if key else {"probabilities": None}
             for level, detector in levels.items():
                 table = arrays.cases[["case_id", "group_id", "foreground"]].assign(**place, access=level)
@@ -306,7 +309,7 @@ def _to_explain(
 def _quality(
     predictor: Predictor, method: MethodContract | None, key: Key | None, images: Tensor, masks: np.ndarray
 ) -> pd.DataFrame:
-    """Dice, AUC, VS and HD95 of every case, on benign and (with a key) on triggered images, as columns `*_triggered`."""
+    """The metrics of every case, on benign and (with a key) on triggered images, as columns `*_triggered`."""
     quality = metrics.segmentation(predictor(images).numpy(), masks)
     if key:
         triggered = metrics.segmentation(predictor(method.trigger(images, key)).numpy(), masks)
@@ -331,6 +334,28 @@ def _examples(
         prob=predictor(shown).numpy().astype(np.float16),
         prob_triggered=predictor(triggered).numpy().astype(np.float16),
     )
+
+
+def _reliability(
+    predictor: Predictor,
+    method: MethodContract | None,
+    key: Key | None,
+    images: Tensor,
+    masks: np.ndarray,
+    groups: pd.Series,
+    out: Path,
+) -> None:
+    """How often what the suspect gives a probability is foreground: `benign` and (with a key) `triggered`, float (3, G, B),
+    the sums of `metrics.Reliability` over the cases of each of `groups` (G,) in the bins between `edges` (B + 1,)."""
+    names, index = np.unique(groups.to_numpy(dtype=str), return_inverse=True)
+    asked = {"benign": images} | ({"triggered": method.trigger(images, key)} if key else {})
+    sums = {}
+    for kind, queries in asked.items():
+        per_case = np.stack(metrics.reliability(predictor(queries).numpy(), masks, metrics.ODDS_BINS))
+        sums[kind] = np.zeros((3, len(names), per_case.shape[-1]))
+        np.add.at(sums[kind], (slice(None), index), per_case)
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out / RELIABILITY, edges=metrics.ODDS_BINS, groups=names, **sums)
 
 
 def _network(folder: Path, arrays: Arrays, device: torch.device) -> tuple[torch.nn.Module, dict]:

@@ -454,6 +454,17 @@ def test_the_released_step_finds_the_code_in_every_model_and_lime_in_none(explai
     assert told.loc["bit_error_lime"].between(0.3, 0.7).all() and (told.loc["decoded_lime"] == 0).all()
 
 
+def test_calibration_goes_from_the_examined_cases_to_the_page(explained):
+    rows = pd.read_csv(explained / "rows.csv").query("situation == 'stolen' and metric == metric")
+    told = rows.groupby("method").metric.agg(set)
+    assert {"ece", "brier"} <= told["clean"] and {"ece_triggered", "brier_triggered"} <= told["badnets"] - told["clean"]
+    cases = pd.read_parquet(explained / "cases.parquet").query("method == 'badnets' and access == 'probabilities'")
+    (value,) = rows.query("method == 'badnets' and metric == 'brier_triggered'").value
+    assert value == pytest.approx(cases.brier_triggered.mean(), rel=1e-5)
+    assert "calibration.csv" in files(explained / "tables") and "reliability.svg" in files(explained / "figures")
+    assert 'id="figure-reliability"' in (explained / "report.html").read_text()
+
+
 def test_an_interface_that_shows_nothing_of_the_change_shows_no_code(explained):
     """The label maps of a model trained for one epoch hardly change with what is hidden: no bit may appear from nothing."""
     cases = pd.read_parquet(next(explained.rglob("explanations/**/cases.parquet")))

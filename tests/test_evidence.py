@@ -283,6 +283,28 @@ def test_examining_never_fits_and_reports_the_keys_own_thresholds(place, tmp_pat
     assert (place / "key.json").read_bytes() == before
 
 
+def test_reliability_is_summed_by_patient_for_the_stolen_model_as_it_is(place, tmp_path):
+    examine(place, tmp_path, 0)
+    assert not (tmp_path / stages.RELIABILITY).exists()  # situation s0
+    listed = [("stolen", "none", place / "suspect0"), ("stolen", "prune", place / "suspect1")]
+    stages.examine(place / "data", place / "key.json", listed, tmp_path, CPU)
+    cases = pd.read_parquet(tmp_path / stages.CASES).query("attack == 'none' and access == 'probabilities'")
+    with np.load(tmp_path / stages.RELIABILITY, allow_pickle=False) as file:
+        told = dict(file)
+    size, patients = 32 * 32, cases.groupby("group_id")
+    assert told["groups"].tolist() == sorted(patients.groups)
+    for kind in ("benign", "triggered"):
+        pixels, confidence, foreground = told[kind].sum(axis=2)
+        assert told[kind].shape == (3, len(patients), len(told["edges"]) - 1)
+        assert pixels.tolist() == (patients.size() * size).tolist()
+        assert foreground == pytest.approx(patients.foreground.sum() * size)
+    # What is in a bin has a mean probability between the bin's edges.
+    pixels, confidence, _ = told["benign"].sum(axis=1)
+    mean = confidence[pixels > 0] / pixels[pixels > 0]
+    assert (mean >= told["edges"][:-1][pixels > 0]).all() and (mean <= told["edges"][1:][pixels > 0]).all()
+    assert not np.array_equal(told["benign"], told["triggered"])
+
+
 def test_a_suspects_scores_do_not_depend_on_the_other_suspects(place, tmp_path):
     both, alone = examine(place, tmp_path / "both", 0, 1), examine(place, tmp_path / "alone", 1)
     assert not alone.empty

@@ -8,22 +8,26 @@ import matplotlib
 from stealthmark.collate import cell_folder
 from stealthmark.report import examples as example_sheets
 from stealthmark.report import explanations as explanation_sheets
-from stealthmark.report import figures, page, results, situations, style, tables
-from stealthmark.stages import CASES, EXAMPLES, MAPS
-from stealthmark.suite import Suite
+from stealthmark.report import figures, page, reliability, results, situations, style, tables
+from stealthmark.stages import CASES, EXAMPLES, MAPS, RELIABILITY
+from stealthmark.suite import Cell, Suite
 
 
 def study(suite: Suite, results_folder: Path) -> list[Path]:
     """Tables, figures and page of a collated suite, into its folder of results."""
-    examples = {cell: cell_folder(results_folder, "evidence", cell) / EXAMPLES for cell in suite.cells()}
+
+    def files(stage: str, name: str) -> dict[Cell, Path]:
+        return {cell: file for cell in suite.cells() if (file := cell_folder(results_folder, stage, cell) / name).exists()}
+
     return write(
         results_folder / "rows.csv",
         results_folder / CASES,
-        {cell: file for cell, file in examples.items() if file.exists()},
+        files("evidence", EXAMPLES),
         results_folder / "provenance.json",
         suite.model_dump(mode="json"),
         results_folder,
-        {cell: file for cell in suite.cells() if (file := cell_folder(results_folder, "explanations", cell) / MAPS).exists()},
+        files("explanations", MAPS),
+        files("evidence", RELIABILITY),
     )
 
 
@@ -35,13 +39,14 @@ def write(
     suite: dict,
     out_dir: Path,
     maps: dict[tuple[str, str, int, str], Path] | None = None,
+    reliabilities: dict[tuple[str, str, int, str], Path] | None = None,
 ) -> list[Path]:
     """Write `tables/*.csv|md|tex`, `figures/*.png|svg`, `figures/captions.json` and `report.html` into `out_dir`.
 
-    examples: one file a cell, see `examples.load`; maps likewise, see `explanations.sheets`. suite: the study as read from
-    YAML; its `methods`, `datasets`, `architectures`, `attacks` and `access` (names, or mappings with `label` or `name`) give
-    the order of everything. What the suite does not list comes last. Returns the files written. Raises UserError when the
-    rows cannot be read.
+    examples: one file a cell, see `examples.load`; maps likewise, see `explanations.sheets`; and reliabilities, see
+    `reliability.drawing`. suite: the study as read from YAML; its `methods`, `datasets`, `architectures`, `attacks` and
+    `access` (names, or mappings with `label` or `name`) give the order of everything. What the suite does not list comes
+    last. Returns the files written. Raises UserError when the rows cannot be read.
     """
     found = results.load(Path(rows_csv), Path(cases_parquet), suite)
     provenance = json.loads(Path(provenance_json).read_text())
@@ -54,6 +59,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(style.RC):
         drawings = draw(found, example_sheets.load(examples)) + explanation_sheets.sheets(found, maps or {})
+        drawings += [d for d in [reliability.drawing(found, reliabilities or {})] if d is not None]
         for drawing in drawings:
             written += style.save(drawing.figure, folder / drawing.name)
     captions = folder / "captions.json"
