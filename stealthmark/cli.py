@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import resource
+import secrets
 import shlex
 import sys
 import time
@@ -77,10 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("mark", _mark, "clean model -> marked model + key")
     computing(sub)
     sub.add_argument("--clean", type=Path, required=True, help="the owner's clean model")
+    sub.add_argument("--key", type=Path, required=True, help="file to write the owner's key to, outside of --out")
+    sub.add_argument("--share", default="owner", choices=["owner", "attacker"], help="whose cases to train on")
     sub.add_argument("--method", type=_plugin, required=True)
     sub.add_argument("--schedule", type=_mapping, default={})
     sub.add_argument("--access", nargs="+", default=["probabilities"], help="access levels to fit a detector for")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=int, help="what the key is drawn from (default: a secret one)")
 
     sub = command("attack", _attack, "marked model + attacker's data -> suspects")
     computing(sub)
@@ -102,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("examine", _examine, "predictor + key + images -> evidence and segmentation quality")
     computing(sub)
     sub.add_argument("--key", type=Path, help="the owner's key; without it only the quality is measured")
+    sub.add_argument("--claims", type=_mapping, help="what others may claim, e.g. '{keys: 20, epsilon: 0.03, steps: 100}'")
+    sub.add_argument("--seed", type=int, default=0, help="what the claims are drawn from")
     examined(sub)
 
     sub = command("explain", _explain, "predictor + key + images -> which QR code explanations show, of anybody's model")
@@ -249,11 +254,16 @@ def _mark(args: argparse.Namespace) -> None:
     from stealthmark import stages
 
     schedule = _schedule(args.schedule)
+    if args.key.resolve().is_relative_to(args.out.resolve()):
+        raise UserError(f"--key: {args.key} lies inside the model's folder {args.out}, which others will get")
+    seed = secrets.randbits(62) if args.seed is None else args.seed
     _computing(
         args,
         stages.CARD,
         [args.clean / stages.CARD],
-        lambda device: stages.mark(args.data, args.clean, args.method, schedule, args.access, args.seed, args.out, device),
+        lambda device: stages.mark(
+            args.data, args.clean, args.method, schedule, args.access, seed, args.out, args.key, device, args.share
+        ),
     )
 
 
@@ -270,14 +280,23 @@ def _attack(args: argparse.Namespace) -> None:
 
 def _examine(args: argparse.Namespace) -> None:
     from stealthmark import stages
+    from stealthmark.claims import Plan
 
-    needs = [args.key.with_name(stages.CARD)] if args.key and args.key.with_name(stages.CARD).exists() else []
+    plan = None if args.claims is None else _checked(Plan, args.claims, "--claims")
     _computing(
         args,
         stages.EVIDENCE,
-        needs,
-        lambda device: stages.examine(args.data, args.key, args.suspects, args.out, device),
+        _stolen(args.suspects),
+        lambda device: stages.examine(args.data, args.key, args.suspects, args.out, device, plan, args.seed),
     )
+
+
+def _stolen(suspects: list[tuple[str, str, Path]]) -> list[Path]:
+    """The cards of the models as they were stolen: where marking failed there is no key to examine anything with."""
+    from stealthmark.stages import CARD
+
+    cards = [folder / CARD for situation, attack, folder in suspects if (situation, attack) == ("stolen", "none")]
+    return [card for card in cards if card.exists()]
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -285,11 +304,10 @@ def _explain(args: argparse.Namespace) -> None:
     from stealthmark.explain import Plan
 
     plan = _checked(Plan, args.plan, "--plan")
-    needs = [args.key.with_name(stages.CARD)] if args.key.with_name(stages.CARD).exists() else []
     _computing(
         args,
         stages.EXPLANATIONS,
-        needs,
+        _stolen(args.suspects),
         lambda device: stages.explain(args.data, args.key, args.suspects, plan, args.seed, args.out, device),
     )
 

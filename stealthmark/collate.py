@@ -13,14 +13,15 @@ import torch
 
 from stealthmark import metrics
 from stealthmark.architecture import write_json
+from stealthmark.claims import NAMES
 from stealthmark.errors import UserError
-from stealthmark.evidence import conformal_p, detect
+from stealthmark.evidence import conformal_p, detect, holm, inside_p, owned
 from stealthmark.plugins import load
 from stealthmark.seeds import derive
-from stealthmark.stages import CASES, EVIDENCE, EXPLANATIONS, NULL
+from stealthmark.stages import CASES, EVIDENCE, EXPLANATIONS, NULL, POOL
 from stealthmark.suite import BENCHMARK_VERSION, Cell, Suite
 
-QUALITY = ("dice", "auc", "vs", "hd95")
+QUALITY = (*metrics.SEGMENTATION, *metrics.CALIBRATION)
 PLACE = ["situation", "attack", "strength", "access"]
 COLUMNS = [
     *("suite", "benchmark_version", "dataset", "architecture", "seed", "method", *PLACE),
@@ -73,7 +74,7 @@ def collate(suite: Suite, results: Path) -> None:
             for values, cases in table.groupby(PLACE, sort=False):
                 here = {**cell._asdict(), **dict(zip(PLACE, values, strict=True))}
                 rows += [{**here, **row, "status": "ok"} for row in _rows(cases, derive(suite.seed, "bootstrap", *cell))]
-            rows += [{**cell._asdict(), **row, "status": "ok"} for row in _ranked(table)]
+            rows += [{**cell._asdict(), **row, "status": "ok"} for row in _judged(table, folder / POOL)]
         if suite.explanations and cell.method != "clean":
             rows += [{**cell._asdict(), **row} for row in _explained(suite, cell_folder(results, "explanations", cell), place)]
     frame = pd.DataFrame(rows).assign(suite=suite.suite, benchmark_version=BENCHMARK_VERSION)
@@ -112,19 +113,66 @@ def _rows(cases: pd.DataFrame, seed: int) -> list[dict]:
     return rows
 
 
-def _ranked(cases: pd.DataFrame) -> list[dict]:
-    """Where there are null models: the p-value of every other suspect, its rank among them. The unit is the model, its score
-    the mean over the owner's triggered queries."""
-    if not cases["situation"].str.startswith(NULL).any():
+def _judged(cases: pd.DataFrame, pool_file: Path) -> list[dict]:
+    """Where there are null models: whose model each suspect is, at each access level, as rows.
+
+    `p_model`: the suspect's rank among the null models (their unit is the model, its score the mean over the triggered
+    queries), which were queried as the suspect was. `p_inside`: that the trigger makes the difference (Holm-adjusted over
+    the attacks on a stolen model). `owned`: the verdict, 1 or 0; of a null model too, ranked among the others. `queries`: the
+    fewest queries that give the verdict on the model as it was stolen, and every larger number too. `tpr_5`, `tpr_1`: the
+    stolen model's triggered queries above the score that 5 % and 1 % of the null models' triggered queries exceed.
+    """
+    null = cases["situation"].str.startswith(NULL)
+    if not null.any():
         return []
-    scores = cases.groupby(PLACE, sort=False)["score_triggered"].mean().reset_index()
-    null = scores["situation"].str.startswith(NULL)
+    claimed = pd.read_parquet(pool_file) if pool_file.exists() else None
     rows = []
-    for place in scores[~null].to_dict("records"):
-        pool = scores[null & (scores["access"] == place["access"])]["score_triggered"].to_numpy()
-        p = conformal_p(place.pop("score_triggered"), pool)
-        rows.append({**place, "metric": "p_model", "value": p, "n": len(pool), "ci_low": np.nan, "ci_high": np.nan})
+    for level, here in cases.groupby("access", sort=False):
+        suspects = {place: part for place, part in here.groupby(PLACE, sort=False)}
+        nulls = {place: float(part["score_triggered"].mean()) for place, part in suspects.items() if place[0].startswith(NULL)}
+        pool = np.array(list(nulls.values()))
+        inside = {place: _inside(part) for place, part in suspects.items()}
+        stolen = [place for place in suspects if place[0] == "stolen"]
+        inside |= dict(zip(stolen, holm([inside[place] for place in stolen]), strict=True))
+        for place, part in suspects.items():
+            among = pool
+            if place in nulls:
+                among = np.delete(pool, list(nulls).index(place))
+            elif claimed is not None and place[0] in NAMES:
+                among = claimed[(claimed["claim"] == place[0]) & (claimed["access"] == level)]["score"].to_numpy()
+            p = conformal_p(float(part["score_triggered"].mean()), among)
+            told = {"p_model": p, "p_inside": inside[place], "owned": float(owned(p, inside[place]))}
+            if place[:2] == ("stolen", "none"):
+                told |= _reached(part, here[here["situation"].str.startswith(NULL)], len(stolen))
+            rows += [
+                {**dict(zip(PLACE, place, strict=True)), "metric": m, "value": v, "n": len(among)} for m, v in told.items()
+            ]
     return rows
+
+
+def _inside(part: pd.DataFrame) -> float:
+    hit, alarm = (detect(part[f"score_{kind}"].to_numpy(), part["threshold"].to_numpy()) for kind in ("triggered", "benign"))
+    return inside_p(hit, alarm, part["group_id"].to_numpy())
+
+
+def _reached(part: pd.DataFrame, nulls: pd.DataFrame, family: int) -> dict[str, float]:
+    """`queries`, `tpr_5` and `tpr_1` of one suspect among null models; `family` p-values inside it are adjusted for."""
+    told = {}
+    for percent in (5, 1):
+        threshold = np.quantile(nulls["score_triggered"], 1 - percent / 100, method="higher")
+        told[f"tpr_{percent}"] = float((part["score_triggered"] > threshold).mean())
+    # One image of every patient first, then the second of each: in the order in which an owner would best ask.
+    order = part.groupby("group_id").cumcount().sort_values(kind="stable").index
+    own = part.loc[order].reset_index(drop=True)
+    others = nulls.pivot(index=PLACE, columns="case_id", values="score_triggered")[own["case_id"]].to_numpy()
+    n = np.arange(1, len(own) + 1)
+    scores, pools = np.cumsum(own["score_triggered"]) / n, np.cumsum(others, axis=1) / n
+    fewest = np.nan
+    for k in reversed(n):
+        if not owned(conformal_p(scores[k - 1], pools[:, k - 1]), min(1.0, family * _inside(own[:k]))):
+            break
+        fewest = 2 * k  # each image with the trigger and without
+    return told | {"queries": fewest}
 
 
 def _explained(suite: Suite, folder: Path, place: dict) -> list[dict]:

@@ -1,13 +1,15 @@
-"""Evidence: the owner-side detector, fitted before any suspect is queried, and what it says of a suspect's answers."""
+"""Evidence: the owner-side detector, fitted before any suspect is queried, what it says of a suspect's answers, and when that
+shows ownership."""
 
 import math
 
 import numpy as np
+import pandas as pd
+from scipy.special import rel_entr
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from stealthmark.method import Detector, Key, MethodContract, Predictor
-from stealthmark.metrics import clustered_mean
 
 #: Half of the false-positive rate that evidence is judged at (0.05): what the owner's own images may reach.
 CALIBRATION_FPR = 0.025
@@ -61,17 +63,38 @@ def conformal_p(suspect: float, nulls: np.ndarray) -> float:
     return (1 + int(np.sum(nulls >= suspect))) / (1 + len(nulls))
 
 
-def least_excess(triggered: np.ndarray, benign: np.ndarray, groups: np.ndarray, seed: int) -> float:
-    """How much more often the triggered queries are called marked than the same images without the trigger, at least.
+def inside_p(triggered: np.ndarray, benign: np.ndarray, groups: np.ndarray) -> float:
+    """The p-value of H0 "inside this suspect the trigger makes no more difference than `MARGIN`".
 
-    The lower end of a one-sided 95 % interval of the paired difference, groups (patients) resampled. triggered, benign:
-    bool (N,), groups: any (N,).
+    The difference is how much more often triggered queries are called marked than the same images without the trigger; the
+    unit is the patient. One-sided and valid for any distribution of the patients' differences, which lie in [-1, 1]: the
+    bound of Hoeffding (1963, Theorem 1) in its relative-entropy form, conservative. triggered, benign: bool (N,); groups:
+    any (N,).
     """
-    difference = triggered.astype(float) - benign.astype(float)
-    return clustered_mean(difference, groups, seed, level=0.9)[1]
+    difference = pd.Series(triggered.astype(float) - benign.astype(float)).groupby(np.asarray(groups)).mean()
+    found, under_h0 = (difference.mean() + 1) / 2, (MARGIN + 1) / 2
+    if found <= under_h0:
+        return 1.0
+    divergence = rel_entr(found, under_h0) + rel_entr(1 - found, 1 - under_h0)
+    return float(np.exp(-len(difference) * divergence))
 
 
-def owned(p: float, excess: float) -> bool:
-    """The verdict: ownership is shown when the suspect ranks above the null models (p <= `ALPHA`, the unit is the model), and
-    inside the suspect the trigger is what makes the difference (`least_excess` > `MARGIN`)."""
-    return p <= ALPHA and excess > MARGIN
+def holm(ps: list[float]) -> list[float]:
+    """p-values adjusted for asking several questions (Holm 1979), in their order: the family-wise error stays at alpha."""
+    order = np.argsort(ps, kind="stable")
+    adjusted = np.maximum.accumulate([min(1.0, (len(ps) - rank) * ps[i]) for rank, i in enumerate(order)] or [1.0])
+    return [float(adjusted[rank]) for rank in np.argsort(order, kind="stable")]
+
+
+def owned(p_model: float, p_inside: float) -> bool:
+    """The verdict: ownership is shown when the suspect ranks above the null models (`conformal_p`; the unit is the model),
+    *and* inside the suspect it is the trigger that makes the difference (`inside_p`; the unit is the patient)."""
+    return p_model <= ALPHA and p_inside <= ALPHA
+
+
+def claimed_threshold(triggered: np.ndarray, benign: np.ndarray) -> float:
+    """The threshold of a claimant who fits the detector on the suspect's own answers, as StealthMark's released code does.
+
+    It separates whatever differs with and without the trigger; the benchmark grants it to malicious claimants alone.
+    """
+    return max(_boundary(triggered, benign), _quantile(benign))

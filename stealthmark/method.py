@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from stealthmark.architecture import read_json, write_json
 from stealthmark.errors import UserError
 from stealthmark.plugin import Plugin, explain
 
@@ -54,7 +55,8 @@ class Key(BaseModel):
         return hashlib.sha256(content.encode()).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Save as JSON that only its owner may read, whole or not at all."""
+        """Save as JSON that only its owner may read, and its commitment beside it (`commitment_of`); each whole or not at
+        all."""
         partial = path.with_name(path.name + ".partial")
         partial.unlink(missing_ok=True)  # one that a killed run left may have other permissions
         try:
@@ -64,18 +66,34 @@ class Key(BaseModel):
             partial.unlink(missing_ok=True)
             raise UserError(f"cannot write {path}: {error.strerror}") from None
         os.replace(partial, path)
+        write_json(commitment_of(path), {"commitment": self.commitment()})
 
     @classmethod
     def read(cls, path: Path) -> Key:
-        """Raises UserError when the file is absent or is not a key."""
+        """Raises UserError when the file is absent, is not a key, or is not the one that the commitment beside it names."""
         try:
-            return cls.model_validate_json(path.read_text())
+            key = cls.model_validate_json(path.read_text())
         except FileNotFoundError:
             raise UserError(f"there is no key at {path}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not a key: {error}") from None
         except ValidationError as error:
             raise UserError(f"{path} is not a key: {explain(error, cls)}") from None
+        try:
+            committed = read_json(commitment_of(path)).get("commitment")
+        except FileNotFoundError:
+            raise UserError(f"{commitment_of(path)} is absent: what was committed to when the model was marked") from None
+        if committed != key.commitment():
+            raise UserError(
+                f"{path} is not the key that was committed to: its SHA-256 is {key.commitment()}, {commitment_of(path)} has "
+                f"{committed!r}"
+            )
+        return key
+
+
+def commitment_of(key_file: Path) -> Path:
+    """The file beside a key that holds its commitment: no secret, to be published or left with a notary."""
+    return key_file.with_suffix(".commitment.json")
 
 
 def digest_of(images: Tensor) -> str:

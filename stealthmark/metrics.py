@@ -8,7 +8,7 @@ nothing on a mask that is not empty, 0. HD95 of empty on empty is 0; with exactl
 (NaN), left out of means and counted. The pixel-wise AUC is undefined (NaN) when the mask is empty or full.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,22 @@ from scipy import ndimage, stats
 THRESHOLD = 0.5
 #: Resamples of every bootstrap: enough for two digits of a 95 % interval.
 RESAMPLES = 2000
+#: The columns of `segmentation`: how the maps agree with the masks, and how honest their probabilities are.
+SEGMENTATION, CALIBRATION = ("dice", "auc", "vs", "hd95"), ("ece", "brier")
+#: Edges of the 15 bins of equal width in which confidence is compared with what is observed, as Guo et al. (2017) do.
+BINS = np.linspace(0, 1, 16)
+#: Edges of bins about equally wide in log-odds, for diagrams: a floor of 0.05 to 0.1 is one of them, far from zero.
+_HALF = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4]
+ODDS_BINS = np.array([0, *_HALF, 0.5, *(1 - p for p in reversed(_HALF)), 1])
+
+
+class Reliability(NamedTuple):
+    """Per case and bin of the foreground's probability, each float (N, B): how many pixels, the sum of their probabilities,
+    and how many of them are foreground."""
+
+    pixels: np.ndarray
+    confidence: np.ndarray
+    foreground: np.ndarray
 
 
 class Counts(NamedTuple):
@@ -103,8 +119,36 @@ def _hd95(pred: np.ndarray, mask: np.ndarray) -> float:
     return float(max(np.percentile(to_b, 95), np.percentile(to_a, 95)))
 
 
+def reliability(prob: np.ndarray, mask: np.ndarray, edges: np.ndarray = BINS) -> Reliability:
+    """prob: float (N, H, W) in [0, 1]; mask: bool (N, H, W); edges: B + 1 rising numbers from 0 to 1. A bin holds its lower
+    edge, the last one its upper edge too."""
+    n, bins = len(prob), len(edges) - 1
+    place = np.searchsorted(edges[1:-1], prob, side="right") + bins * np.arange(n)[:, None, None]
+
+    def summed(weights: np.ndarray | None) -> np.ndarray:
+        weights = None if weights is None else weights.ravel()
+        return np.bincount(place.ravel(), weights, minlength=n * bins).reshape(n, bins).astype(float)
+
+    return Reliability(summed(None), summed(prob), summed(mask))
+
+
+def expected_calibration_error(r: Reliability) -> np.ndarray:
+    """ECE of the foreground's probability per case, float (N,), in [0, 1] (Guo et al. 2017).
+
+    Over bins, | mean probability - share of foreground |, weighted by the bin's share of the pixels. Guo et al. bin the
+    confidence of the predicted class; here it is the probability of foreground, so that a background raised from 0 to 0.1
+    is seen for what it is. Within one image: too sure in one and too unsure in another do not cancel.
+    """
+    return np.abs(r.confidence - r.foreground).sum(axis=1) / r.pixels.sum(axis=1)
+
+
+def brier(prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mean squared difference of probability and mask over the pixels of a case, float (N,), in [0, 1] (Brier 1950)."""
+    return np.square(prob - mask, dtype=float).mean(axis=(1, 2))
+
+
 def segmentation(prob: np.ndarray, mask: np.ndarray) -> pd.DataFrame:
-    """prob: float (N, H, W) in [0, 1]; mask: bool (N, H, W) -> one line a case: dice, auc, vs, hd95.
+    """prob: float (N, H, W) in [0, 1]; mask: bool (N, H, W) -> one line a case: dice, auc, vs, hd95, ece, brier.
 
     Raises ValueError for probabilities outside [0, 1] or NaN.
     """
@@ -112,8 +156,9 @@ def segmentation(prob: np.ndarray, mask: np.ndarray) -> pd.DataFrame:
         raise ValueError(f"probabilities must lie in [0, 1], found {prob.min()} to {prob.max()}")
     pred = prob >= THRESHOLD
     c = counts(pred, mask)
-    columns = {"dice": dice(c), "auc": auc(prob, mask), "vs": volumetric_similarity(c), "hd95": hd95(pred, mask)}
-    return pd.DataFrame(columns)
+    agreement = (dice(c), auc(prob, mask), volumetric_similarity(c), hd95(pred, mask))
+    honesty = (expected_calibration_error(reliability(prob, mask)), brier(prob, mask))
+    return pd.DataFrame(dict(zip((*SEGMENTATION, *CALIBRATION), (*agreement, *honesty), strict=True)))
 
 
 def clopper_pearson(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
@@ -163,16 +208,50 @@ def clustered_mean(values: np.ndarray, groups: np.ndarray, seed: int, level: flo
     values: float (N,), groups: any (N,). The draws depend on `seed` and on the number of
     groups only. All NaN: three NaN.
     """
-    values, groups = np.asarray(values, dtype=float), np.asarray(groups)
+    values = np.asarray(values, dtype=float)
+    means, _ = _resampled(values, groups, seed)
+    if len(means) == 0:
+        return (float("nan"),) * 3
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(np.nanmean(values)), float(low), float(high)
+
+
+def _resampled(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
+    """The means of `RESAMPLES` draws of groups, NaNs left out, and how many groups there are; no means of no values."""
     known = ~np.isnan(values)
     if not known.any():
-        return (float("nan"),) * 3
-    _, index = np.unique(groups[known], return_inverse=True)
+        return np.empty(0), 0
+    _, index = np.unique(np.asarray(groups)[known], return_inverse=True)
     sums, sizes = np.bincount(index, weights=values[known]), np.bincount(index)
     draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
-    means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(values[known].mean()), float(low), float(high)
+    return sums[draws].sum(axis=1) / sizes[draws].sum(axis=1), len(sums)
+
+
+class Verdict(NamedTuple):
+    """Is the mean above -margin? `bound`: the lower end of its one-sided interval; `p`: of non-inferiority; `answer`: yes,
+    no (it is below -margin, by the same test the other way round), or undecided."""
+
+    bound: float
+    p: float
+    answer: Literal["yes", "no", "undecided"]
+
+
+def noninferior(values: np.ndarray, groups: np.ndarray, margin: float, seed: int, level: float = 0.95) -> Verdict | None:
+    """One-sided test of non-inferiority of `values` (changes, more is better), the groups resampled as in `clustered_mean`.
+
+    p = (1 + resamples at or below -margin) / (1 + resamples), so p < 1 - level where the bound is above -margin. It is never
+    less than 2^-G, the least that G groups can show by their signs: fewer than five decide nothing at level 0.95.
+    values: float (N,), NaNs left out; groups: any (N,); margin > 0 in the unit of `values`. None where all are NaN.
+    """
+    means, groups_in = _resampled(np.asarray(values, dtype=float), groups, seed)
+    if len(means) == 0:
+        return None
+    above, below = (
+        max((1 + np.count_nonzero(wrong)) / (1 + RESAMPLES), 0.5**groups_in) for wrong in (means <= -margin, means >= -margin)
+    )
+    bound = np.quantile(means, 1 - level, method="lower")
+    answer = "yes" if above < 1 - level else "no" if below < 1 - level else "undecided"
+    return Verdict(float(bound), float(above), answer)
 
 
 def chi_square(confusion: np.ndarray) -> float:

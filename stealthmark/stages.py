@@ -14,23 +14,25 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stealthmark import architecture, codes, dataset, metrics
+from stealthmark import architecture, claims, codes, dataset, metrics
 from stealthmark.architecture import CARD, read_json, write_json
 from stealthmark.attack import AttackContract
 from stealthmark.dataset import Arrays
 from stealthmark.errors import UserError
 from stealthmark.evidence import fit_detector
 from stealthmark.explain import Plan, both_ways
-from stealthmark.method import Batch, Key, MethodContract, Predictor
+from stealthmark.method import Answers, Batch, Key, MethodContract, Predictor, digest_of
 from stealthmark.plugin import make
 from stealthmark.predictor import at_access, from_model
 from stealthmark.seeds import derive
 from stealthmark.training import Schedule, fit
 
-KEY, INDEX, EVIDENCE, CASES, EXAMPLES = "key.json", "index.json", "evidence.json", "cases.parquet", "examples.npz"
-#: Situations of the null pool start so: `null-3` was never marked, `null-badnets` carries another method's mark.
-NULL = "null-"
+INDEX, EVIDENCE, CASES, POOL, EXAMPLES = "index.json", "evidence.json", "cases.parquet", "pool.parquet", "examples.npz"
 EXPLANATIONS, MAPS = "explanations.json", "maps.npz"
+RELIABILITY = "reliability.npz"
+#: Situations of the null pool start so: `null-3` was never marked, `null-badnets` carries another method's mark, and
+#: `null-key-0` this method's mark with another owner's key.
+NULL = "null-"
 
 
 def prepare(data: dict, size: int, seed: int, out: Path) -> None:
@@ -63,11 +65,15 @@ def mark(
     access: Iterable[str],
     seed: int,
     out: Path,
+    key_file: Path,
     device: torch.device,
+    share: str = "owner",
 ) -> None:
-    """A marked model and its key, from the owner's clean model (or, where the method says so, from scratch).
+    """A marked model and its key, from a clean model (or, where the method says so, from scratch), trained on one share.
 
-    The key's detectors, one an access level, are fitted on the calibration share with the clean model as null model.
+    The key's detectors, one an access level, are fitted on the calibration share with the clean model as null model. The key
+    also holds the digest of the test share's images, which are what suspects are queried with, and lies in a file of its own
+    with its commitment beside it.
     """
     null, card = architecture.load(clean, device)
     method: MethodContract = make("method", how)
@@ -77,11 +83,14 @@ def mark(
     if method.epochs:
         schedule = schedule.model_copy(update={"epochs": method.epochs})
     start = clean if method.start == "clean" else None
-    model, card = _fit(data, "owner", card["architecture"], method, key, schedule, seed, out, device, start)
-    images = _float(dataset.load(data).share("calibration"))
+    model, card = _fit(data, share, card["architecture"], method, key, schedule, seed, out, device, start)
+    arrays = dataset.load(data)
+    images = _float(arrays.share("calibration"))
     marked = from_model(model, device)
     detectors = {level: fit_detector(method, key, at_access(marked, level), nulls[level], images) for level in nulls}
-    key.model_copy(update={"detectors": detectors}).write(out / KEY)
+    key_file.parent.mkdir(parents=True, exist_ok=True)
+    queried = digest_of(_float(arrays.share("test")))
+    key.model_copy(update={"detectors": detectors, "images": queried}).write(key_file)
     architecture.save(model, card, out)
 
 
@@ -137,13 +146,25 @@ def attack(data: Path, model: Path, how: dict, seed: int, out: Path, device: tor
     write_json(out / INDEX, {"attack": thief.options(), "unit": thief.unit, "suspects": suspects})
 
 
-def examine(data: Path, key_file: Path | None, suspects: list[tuple[str, str, Path]], out: Path, device: torch.device) -> None:
+def examine(
+    data: Path,
+    key_file: Path | None,
+    suspects: list[tuple[str, str, Path]],
+    out: Path,
+    device: torch.device,
+    plan: claims.Plan | None = None,
+    seed: int = 0,
+) -> None:
     """Suspects -> evidence: the owner's queries and the segmentation's quality on the test share, per case.
 
     `suspects` are (situation, attack, folder), the folder a checkpoint or an attack's. Without a key (method `clean`)
-    only quality is measured; of null models (situation `null-...`) only the answers to the key's queries. Writes
-    `cases.parquet`, `examples.npz` (three cases with their probability maps) and `evidence.json`, where a suspect that
-    could not be examined is listed with its status.
+    only quality is measured; of null models (situation `null-...`) only the answers to the key's queries. With a `plan` of
+    claims, the model as it was stolen is also queried in the situations of `claims.NAMES`, with the independent model as
+    the claimant's surrogate, and so are the null models.
+
+    Writes `cases.parquet`, `examples.npz` (three cases with their probability maps), `reliability.npz` (of the
+    stolen model as it is) and `evidence.json`, where a suspect that could not be examined is listed with its status; with a
+    plan also `pool.parquet`, a line a claim, a null model and an access level.
     """
     key = Key.read(key_file) if key_file else None
     method = make("method", key.method) if key else None
@@ -151,7 +172,11 @@ def examine(data: Path, key_file: Path | None, suspects: list[tuple[str, str, Pa
     if key and key.shape != arrays.images.shape[1:]:
         raise UserError(f"{key_file} is for queries of shape {key.shape}, the images in {data} have {arrays.images.shape[1:]}")
     images, masks = _float(arrays), np.asarray(arrays.masks) > 0
-    tables, failures = [], []
+    if key and key.images and key.images != digest_of(images):
+        raise UserError(f"the test images in {data} are not those that {key_file} was committed with")
+    asked = _claims(data, method, key, suspects, plan, seed, device) if plan and key else []
+    some = _spread(len(images), plan.images) if plan else None
+    tables, pool, failures = [], [], []
     for situation, attack_name, folder in suspects:
         for strength, checkpoint, status in _listed(folder):
             place = {"situation": situation, "attack": attack_name, "strength": strength}
@@ -164,6 +189,8 @@ def examine(data: Path, key_file: Path | None, suspects: list[tuple[str, str, Pa
             quality = None if null else _quality(predictor, method, key, images, masks)
             if not tables:
                 _examples(predictor, method, key, images, masks, out)
+            if (situation, attack_name) == ("stolen", "none"):
+                _reliability(predictor, method, key, images, masks, arrays.cases["group_id"], out)
             levels = key.detectors if key else {"probabilities": None}
             for level, detector in levels.items():
                 table = arrays.cases[["case_id", "group_id", "foreground"]].assign(**place, access=level)
@@ -171,17 +198,55 @@ def examine(data: Path, key_file: Path | None, suspects: list[tuple[str, str, Pa
                     table = table.join(quality)
                 if key:
                     answers = method.query(at_access(predictor, level), key, images)
-                    table = table.assign(
-                        score_triggered=answers.triggered.numpy().astype(np.float64),
-                        score_benign=answers.benign.numpy().astype(np.float64),
-                        threshold=detector.threshold,
-                    )
+                    table = table.assign(**_scores(answers, detector.threshold))
                 tables.append(table)
+            for claim in asked if null or (situation, attack_name) == ("stolen", "none") else []:
+                for level in levels:
+                    answers = claim.ask(method, at_access(predictor, level), images[some])
+                    if null:
+                        score = float(answers.triggered.double().mean())
+                        pool.append({"claim": claim.name, "null": situation, "access": level, "score": score})
+                        continue
+                    table = arrays.cases.iloc[some][["case_id", "group_id", "foreground"]].reset_index(drop=True)
+                    table = table.assign(**{**place, "situation": claim.name}, access=level)
+                    tables.append(table.assign(**_scores(answers, claim.threshold(answers, level))))
     out.mkdir(parents=True, exist_ok=True)
     if tables:
         pd.concat(tables, ignore_index=True).to_parquet(out / CASES)
+    if asked:
+        pd.DataFrame(pool, columns=["claim", "null", "access", "score"]).to_parquet(out / POOL)
     summary = {"status": "ok", "failures": failures, "queries": 2 * len(images) if key else 0}
     write_json(out / EVIDENCE, summary)
+
+
+def _scores(answers: Answers, threshold: float) -> dict:
+    """The columns of evidence: a query's score with the trigger and without, and what it must exceed."""
+    triggered, benign = (scores.numpy().astype(np.float64) for scores in (answers.triggered, answers.benign))
+    return {"score_triggered": triggered, "score_benign": benign, "threshold": threshold}
+
+
+def _claims(
+    data: Path,
+    method: MethodContract,
+    key: Key,
+    suspects: list[tuple[str, str, Path]],
+    plan: claims.Plan,
+    seed: int,
+    device: torch.device,
+) -> list[claims.Claim]:
+    """The claims of others against the model as it was stolen; none where it, or the claimant's own model, failed."""
+    arrays = dataset.load(data).share("attacker")
+    found = {situation: _listed(folder)[0] for situation, attack_name, folder in suspects if attack_name == "none"}
+    if any(found.get(needed, (0, None, "absent"))[2] != "ok" for needed in ("stolen", "independent")):
+        return []
+    (suspect, _), (surrogate, _) = (_network(found[name][1], arrays, device) for name in ("stolen", "independent"))
+    images, masks = _float(arrays), torch.from_numpy(np.array(arrays.masks)).float()
+    return claims.every(method, key, from_model(suspect, device), surrogate, images, masks, plan, seed)
+
+
+def _spread(n: int, most: int) -> np.ndarray:
+    """At most `most` of n indices, evenly spread, rising."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 
 
 def explain(
@@ -244,7 +309,7 @@ def _to_explain(
 def _quality(
     predictor: Predictor, method: MethodContract | None, key: Key | None, images: Tensor, masks: np.ndarray
 ) -> pd.DataFrame:
-    """Dice, AUC, VS and HD95 of every case, on benign and (with a key) on triggered images, as columns `*_triggered`."""
+    """The metrics of every case, on benign and (with a key) on triggered images, as columns `*_triggered`."""
     quality = metrics.segmentation(predictor(images).numpy(), masks)
     if key:
         triggered = metrics.segmentation(predictor(method.trigger(images, key)).numpy(), masks)
@@ -269,6 +334,28 @@ def _examples(
         prob=predictor(shown).numpy().astype(np.float16),
         prob_triggered=predictor(triggered).numpy().astype(np.float16),
     )
+
+
+def _reliability(
+    predictor: Predictor,
+    method: MethodContract | None,
+    key: Key | None,
+    images: Tensor,
+    masks: np.ndarray,
+    groups: pd.Series,
+    out: Path,
+) -> None:
+    """How often what the suspect gives a probability is foreground: `benign` and (with a key) `triggered`, float (3, G, B),
+    the sums of `metrics.Reliability` over the cases of each of `groups` (G,) in the bins between `edges` (B + 1,)."""
+    names, index = np.unique(groups.to_numpy(dtype=str), return_inverse=True)
+    asked = {"benign": images} | ({"triggered": method.trigger(images, key)} if key else {})
+    sums = {}
+    for kind, queries in asked.items():
+        per_case = np.stack(metrics.reliability(predictor(queries).numpy(), masks, metrics.ODDS_BINS))
+        sums[kind] = np.zeros((3, len(names), per_case.shape[-1]))
+        np.add.at(sums[kind], (slice(None), index), per_case)
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out / RELIABILITY, edges=metrics.ODDS_BINS, groups=names, **sums)
 
 
 def _network(folder: Path, arrays: Arrays, device: torch.device) -> tuple[torch.nn.Module, dict]:

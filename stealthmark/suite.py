@@ -9,6 +9,7 @@ from typing import Annotated, NamedTuple
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from stealthmark.claims import Plan as ClaimsPlan
 from stealthmark.errors import UserError
 from stealthmark.explain import Plan
 from stealthmark.plugin import explain, make
@@ -64,14 +65,17 @@ Entries = Annotated[list[Entry], AfterValidator(_unique)]
 
 
 class Nulls(BaseModel):
-    """The pool of null models of every dataset, architecture and seed: `count` models that were never marked, each trained
-    from its own weights on its own `fraction` of the groups, every second one on the owner's share; and the models that the
-    suite's other methods marked."""
+    """The pool of null models of every dataset, architecture and seed, shared by all methods: `count` models that were never
+    marked, each trained from its own weights on its own `fraction` of the groups, every second one on the owner's share, by
+    turns of the given `architectures` (default: the cell's own); the models that the suite's other methods marked; and
+    `other_keys` models that another owner marked with the same method on the attacker's share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     count: int = Field(ge=1, le=999)
     fraction: float = Field(default=0.7, gt=0, le=1)
     training: Schedule | None = None
+    architectures: Entries = []
+    other_keys: int = Field(default=0, ge=0, le=99)
 
 
 class Cell(NamedTuple):
@@ -102,6 +106,7 @@ class Suite(BaseModel):
     training: Schedule = Schedule()
     marking: Schedule = Schedule()
     nulls: Nulls | None = None
+    claims: ClaimsPlan | None = None
     explanations: Plan | None = None
 
     def cells(self) -> list[Cell]:
@@ -122,7 +127,7 @@ class Suite(BaseModel):
     def digest(self) -> str:
         """SHA-256 of the suite as it was understood, defaults included."""
         understood = self.model_dump(mode="json")
-        for optional in ("nulls", "explanations"):
+        for optional in ("nulls", "claims", "explanations"):
             if understood[optional] is None:  # asking for none changes nothing
                 del understood[optional]
         return hashlib.sha256(json.dumps(understood, sort_keys=True).encode()).hexdigest()
@@ -135,7 +140,8 @@ def parse(content: dict, source: str = "the suite") -> Suite:
     except ValidationError as error:
         raise UserError(f"{source}: {explain(error, Suite)}") from None
     for kind in ("dataset", "architecture", "method", "attack"):
-        for entry in getattr(suite, f"{kind}s"):
+        pool = suite.nulls.architectures if suite.nulls and kind == "architecture" else []
+        for entry in [*getattr(suite, f"{kind}s"), *pool]:
             try:
                 plugin = make(kind, entry.options())
             except UserError as error:
@@ -146,7 +152,9 @@ def parse(content: dict, source: str = "the suite") -> Suite:
                 )
     if [entry.label for entry in suite.methods if entry.name == "clean"] != ["clean"] or suite.methods[0].name != "clean":
         raise UserError(f"{source}: field 'methods' starts with {suite.methods[0].label!r}: the first must be 'clean', once")
-    for kept in ("independent", "nulls"):
+    if suite.claims and not suite.nulls:
+        raise UserError(f"{source}: field 'claims' needs the field 'nulls': a claim is ranked among null models")
+    for kept in ("independent", "nulls", "other-keys"):
         if kept in (entry.label for entry in suite.methods):
             raise UserError(f"{source}: field 'methods' has the label {kept!r}, which is kept for models of that name")
     if "none" in (entry.label for entry in suite.attacks):

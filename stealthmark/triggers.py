@@ -146,6 +146,21 @@ def lookalikes(kind: Kind, images: Tensor, rng: torch.Generator) -> tuple[Tensor
     return (_overlaid(images, rng, top=kind == "noise") if kind in ("patch", "noise") else images), shows
 
 
+def natural(images: Tensor, seed: int) -> Tensor:
+    """Images with what no owner put there: by turns a dark frame, a word on the screen, bright specks in a corner. What is
+    drawn depends on the seed and on the image's place in the batch."""
+    rng = torch.Generator().manual_seed(seed)
+    found = []
+    for i, image in enumerate(images.split(1)):
+        if i % 3 == 0:
+            found.append(_framed(image, rng)[0])
+        elif i % 3 == 1:
+            found.append(_written(four_letters(rng), image, 1.0))
+        else:
+            found.append(_overlaid(image, rng, top=i % 2 == 0))
+    return torch.cat(found) if found else images.clone()
+
+
 def _framed(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """A frame as scopes and screens draw it: each side of another width (up to 1/11), nearly black (0.01 to 0.07, noise)."""
     n, (height, width) = len(images), images.shape[-2:]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from stealthmark import cli, suite
 from stealthmark.collate import cell_folder
+from stealthmark.method import Key
 
 DATASET = "{name: phantom-endoscopy, groups: 8, cases_per_group: 2}"
 ONE_EPOCH = "{epochs: 1, batch: 4}"
@@ -45,7 +47,8 @@ def place(tmp_path_factory) -> Path:
     assert run("prepare", "--dataset", DATASET, "--size", 32, "--seed", 1, "--out", data) == 0
     assert run("train", "--data", data, "--schedule", ONE_EPOCH, "--out", place / "clean") == 0
     marking = ["--data", data, "--clean", place / "clean", "--schedule", ONE_EPOCH, "--out", place / "marked"]
-    assert run("mark", *marking, "--method", "badnets", "--access", "probabilities", "label") == 0
+    owned = ["--key", place / "keys/mine.json", "--seed", 0]
+    assert run("mark", *marking, "--method", "badnets", "--access", "probabilities", "label", *owned) == 0
     return place
 
 
@@ -68,8 +71,9 @@ def files(folder: Path) -> list[str]:
 
 def test_the_stages_write_their_cards_and_a_note_of_the_run(place):
     assert set(files(place / "clean")) == {"card.json", "model.safetensors", "run.json"}
-    assert set(files(place / "marked")) == {"card.json", "key.json", "model.safetensors", "run.json"}
-    assert (place / "marked/key.json").stat().st_mode & 0o077 == 0, "others may read the key"
+    assert set(files(place / "marked")) == {"card.json", "model.safetensors", "run.json"}
+    assert set(files(place / "keys")) == {"mine.json", "mine.commitment.json"}
+    assert (place / "keys/mine.json").stat().st_mode & 0o077 == 0, "others may read the key"
     note = json.loads((place / "marked/run.json").read_text())
     assert note["status"] == "ok" and note["command"].startswith("python -m stealthmark")
 
@@ -80,11 +84,57 @@ def test_a_card_says_nothing_about_the_mark(place):
 
 
 def test_the_same_command_gives_the_same_weights_and_key(place, tmp_path):
-    marking = ["--data", place / "data", "--clean", place / "clean", "--schedule", ONE_EPOCH, "--out", tmp_path]
+    marking = ["--data", place / "data", "--clean", place / "clean", "--schedule", ONE_EPOCH, "--out", tmp_path / "marked"]
     torch.manual_seed(123)
-    assert run("mark", *marking, "--method", "badnets", "--access", "probabilities", "label") == 0
-    for file in ("model.safetensors", "key.json", "card.json"):
-        assert (tmp_path / file).read_bytes() == (place / "marked" / file).read_bytes(), file
+    owned = ["--key", tmp_path / "keys/mine.json", "--seed", 0]
+    assert run("mark", *marking, "--method", "badnets", "--access", "probabilities", "label", *owned) == 0
+    for file in ("marked/model.safetensors", "marked/card.json", "keys/mine.json", "keys/mine.commitment.json"):
+        assert (tmp_path / file).read_bytes() == (place / file).read_bytes(), file
+
+
+def test_a_key_that_nobody_seeded_is_another_every_time(place, tmp_path):
+    marking = ["--data", place / "data", "--clean", place / "clean", "--schedule", ONE_EPOCH, "--method", "badnets"]
+    for name in "ab":
+        assert run("mark", *marking, "--out", tmp_path / f"model-{name}", "--key", tmp_path / f"{name}.json") == 0
+    assert Key.read(tmp_path / "a.json").seed != Key.read(tmp_path / "b.json").seed
+
+
+def test_a_key_does_not_go_into_the_models_folder(place, tmp_path, refused):
+    mark = ["mark", "--data", place / "data", "--clean", place / "clean", "--method", "badnets", "--out", tmp_path / "out"]
+    assert "lies inside the model's folder" in refused(*mark, "--key", tmp_path / "out/key.json")
+    assert not (tmp_path / "out").exists()
+
+
+# --- commitments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(place, tmp_path) -> Path:
+    """A copy of the key with its commitment, to be tampered with."""
+    return Path(shutil.copytree(place / "keys", tmp_path / "keys"))
+
+
+def test_a_key_that_was_changed_after_the_commitment_is_refused(place, keys, tmp_path, refused):
+    key = json.loads((keys / "mine.json").read_text())
+    key["detectors"]["probabilities"]["threshold"] -= 0.1
+    (keys / "mine.json").write_text(json.dumps(key))
+    sentence = refused(*examining(place, place / "marked", tmp_path / "out", "--key", keys / "mine.json"))
+    assert "is not the key that was committed to" in sentence
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_key_without_its_commitment_is_refused(place, keys, tmp_path, refused):
+    (keys / "mine.commitment.json").unlink()
+    sentence = refused(*examining(place, place / "marked", tmp_path / "out", "--key", keys / "mine.json"))
+    assert "mine.commitment.json is absent" in sentence
+
+
+def test_other_images_than_those_committed_are_refused(place, tmp_path, refused):
+    other = tmp_path / "data"
+    assert run("prepare", "--dataset", DATASET, "--size", 32, "--seed", 2, "--out", other) == 0
+    suspect = ["--suspect", f"stolen/none={place / 'marked'}", "--key", place / "keys/mine.json"]
+    sentence = refused("examine", "--data", other, *suspect, "--out", tmp_path / "out")
+    assert "are not those that" in sentence and "was committed with" in sentence
 
 
 # --- names and options ------------------------------------------------------------------------------------------------
@@ -92,7 +142,7 @@ def test_the_same_command_gives_the_same_weights_and_key(place, tmp_path):
 
 def test_unknown_names_and_options(place, tmp_path, refused):
     out = ["--data", place / "data", "--out", tmp_path / "out"]
-    mark = ["mark", *out, "--clean", place / "clean"]
+    mark = ["mark", *out, "--clean", place / "clean", "--key", tmp_path / "key.json"]
     assert "unknown method 'watermark'; known: badnets, blended, clean" in refused(*mark, "--method", "watermark")
     assert "no field 'size'" in refused(*mark, "--method", "{name: badnets, size: 3}")
     assert "'name' has the value None" in refused(*mark, "--method", "{wrong: empty}")
@@ -105,7 +155,8 @@ def test_unknown_names_and_options(place, tmp_path, refused):
 
 def test_an_unknown_access_level(place, tmp_path, refused):
     marking = ["--data", place / "data", "--clean", place / "clean", "--schedule", ONE_EPOCH, "--out", tmp_path / "out"]
-    assert "unknown access level 'gradients'; allowed: probabilities" in refused(
+    marking += ["--key", tmp_path / "key.json"]
+    assert "unknown access level 'gradients'; allowed: logits, probabilities" in refused(
         "mark", *marking, "--method", "badnets", "--access", "gradients"
     )
     assert not (tmp_path / "out").exists(), "found only after the training"
@@ -114,7 +165,8 @@ def test_an_unknown_access_level(place, tmp_path, refused):
 @pytest.mark.parametrize("option", ["{name: badnets", "[badnets]", "3"])
 def test_an_option_that_is_no_mapping_is_a_usage_error(place, tmp_path, capsys, option):
     with pytest.raises(SystemExit) as end:
-        run("mark", "--data", place / "data", "--clean", place / "clean", "--out", tmp_path / "out", "--method", option)
+        marking = ["--data", place / "data", "--clean", place / "clean", "--out", tmp_path / "out", "--key", tmp_path / "key"]
+        run("mark", *marking, "--method", option)
     assert end.value.code == 2
     assert f"argument --method: {option!r} is not" in capsys.readouterr().err
 
@@ -148,7 +200,7 @@ def test_data_that_are_not_there(place, tmp_path, refused):
     nowhere = ["--data", tmp_path / "nowhere", "--out", tmp_path / "out"]
     for argv in (
         ["train", *nowhere],
-        ["mark", *nowhere, "--clean", place / "clean", "--method", "badnets"],
+        ["mark", *nowhere, "--clean", place / "clean", "--method", "badnets", "--key", tmp_path / "key.json"],
         ["attack", *nowhere, "--model", place / "marked", "--attack", "prune"],
         ["examine", *nowhere, "--suspect", f"stolen/none={place / 'clean'}"],
     ):
@@ -158,7 +210,9 @@ def test_data_that_are_not_there(place, tmp_path, refused):
 
 def test_a_model_that_is_not_there(place, tmp_path, refused):
     out = ["--data", place / "data", "--out", tmp_path / "out"]
-    assert "card.json is absent" in refused("mark", *out, "--clean", tmp_path, "--method", "badnets")
+    assert "card.json is absent" in refused(
+        "mark", *out, "--clean", tmp_path, "--method", "badnets", "--key", tmp_path / "key.json"
+    )
     assert "card.json is absent" in refused("attack", *out, "--model", tmp_path, "--attack", "prune")
     assert "card.json is absent" in refused(*examining(place, tmp_path, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -182,14 +236,15 @@ def test_a_key_that_is_not_there(place, tmp_path, refused):
     }.items(),
 )
 def test_a_file_that_is_no_key(place, tmp_path, refused, text, expected):
+    with suppress(ValueError):
+        Key.model_validate_json(text).write(tmp_path / "key.json")  # what is committed to may still be of no use
     (tmp_path / "key.json").write_bytes(text)
     assert expected in refused(*examining(place, place / "marked", tmp_path / "out", "--key", tmp_path / "key.json"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_key_for_queries_of_another_shape(place, tmp_path, refused):
-    key = json.loads((place / "marked/key.json").read_text()) | {"shape": [3, 64, 64]}
-    (tmp_path / "key.json").write_text(json.dumps(key))
+    Key.read(place / "keys/mine.json").model_copy(update={"shape": (3, 64, 64)}).write(tmp_path / "key.json")
     sentence = refused(*examining(place, place / "marked", tmp_path / "out", "--key", tmp_path / "key.json"))
     assert "(3, 64, 64)" in sentence and "(3, 32, 32)" in sentence and not (tmp_path / "out").exists()
 
@@ -230,7 +285,7 @@ def test_a_model_for_images_of_other_channels(place, tmp_path, refused):
     assert run("prepare", "--dataset", DATASET.replace("endoscopy", "cine"), "--size", 32, "--out", tmp_path / "grey") == 0
     grey = ["--data", tmp_path / "grey", "--out", tmp_path / "out"]
     for argv in (
-        ["mark", *grey, "--clean", place / "clean", "--method", "badnets"],
+        ["mark", *grey, "--clean", place / "clean", "--method", "badnets", "--key", tmp_path / "key.json"],
         ["attack", *grey, "--model", place / "marked", "--attack", "prune"],
         ["examine", *grey, "--suspect", f"stolen/none={place / 'clean'}"],
     ):
@@ -379,7 +434,7 @@ def explained(place, tmp_path_factory) -> Path:
     (results / "suite.yaml").write_text(yaml.safe_dump(content))
     shutil.copytree(place / "data", results / "data/phantom-endoscopy")
     clean, marked = suite.read(results / "suite.yaml").cells()
-    own = ["--data", place / "data", "--key", place / "marked/key.json", "--suspect", f"stolen/none={place / 'marked'}"]
+    own = ["--data", place / "data", "--key", place / "keys/mine.json", "--suspect", f"stolen/none={place / 'marked'}"]
     plain = ["--data", place / "data", "--suspect", f"stolen/none={place / 'clean'}"]
     assert run("examine", *plain, "--out", cell_folder(results, "evidence", clean)) == 0
     assert run("examine", *own, "--out", cell_folder(results, "evidence", marked)) == 0
@@ -397,6 +452,17 @@ def test_the_released_step_finds_the_code_in_every_model_and_lime_in_none(explai
     told = rows.pivot_table(index="metric", columns="situation", values="value")
     assert (told.loc["bit_error_gated-qr"] == 0).all() and (told.loc["decoded_gated-qr"] == 1).all()
     assert told.loc["bit_error_lime"].between(0.3, 0.7).all() and (told.loc["decoded_lime"] == 0).all()
+
+
+def test_calibration_goes_from_the_examined_cases_to_the_page(explained):
+    rows = pd.read_csv(explained / "rows.csv").query("situation == 'stolen' and metric == metric")
+    told = rows.groupby("method").metric.agg(set)
+    assert {"ece", "brier"} <= told["clean"] and {"ece_triggered", "brier_triggered"} <= told["badnets"] - told["clean"]
+    cases = pd.read_parquet(explained / "cases.parquet").query("method == 'badnets' and access == 'probabilities'")
+    (value,) = rows.query("method == 'badnets' and metric == 'brier_triggered'").value
+    assert value == pytest.approx(cases.brier_triggered.mean(), rel=1e-5)
+    assert "calibration.csv" in files(explained / "tables") and "reliability.svg" in files(explained / "figures")
+    assert 'id="figure-reliability"' in (explained / "report.html").read_text()
 
 
 def test_an_interface_that_shows_nothing_of_the_change_shows_no_code(explained):
@@ -422,7 +488,7 @@ def test_the_report_shows_the_explanations_side_by_side(explained):
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_is_refused(place, refused, tmp_path, plan, expected):
-    suspect = ["--key", place / "marked/key.json", "--suspect", f"stolen/none={place / 'marked'}"]
+    suspect = ["--key", place / "keys/mine.json", "--suspect", f"stolen/none={place / 'marked'}"]
     assert expected in refused(
         "explain", "--data", place / "data", *suspect, "--plan", yaml.safe_dump(plan), "--out", tmp_path / "o"
     )
@@ -445,12 +511,13 @@ def study(place: Path, results: Path, training: str, marking: str) -> pd.DataFra
         return cell_folder(results, kind, cell)
 
     stage("train", at("models", clean), "--schedule", training)
-    stage("mark", at("models", marked), "--clean", at("models", clean), "--method", "badnets", "--schedule", marking)
+    key = ["--key", cell_folder(results, "keys", marked).with_suffix(".json")]
+    stage("mark", at("models", marked), "--clean", at("models", clean), "--method", "badnets", "--schedule", marking, *key)
     pruned = at("suspects", marked) / "prune"
     stage("attack", pruned, "--model", at("models", marked), "--attack", "{name: prune, strengths: [0.5]}")
     stage("examine", at("evidence", clean), "--suspect", f"stolen/none={at('models', clean)}")
     stolen = ["--suspect", f"stolen/none={at('models', marked)}", "--suspect", f"stolen/prune={pruned}"]
-    stage("examine", at("evidence", marked), "--key", at("models", marked) / "key.json", *stolen)
+    stage("examine", at("evidence", marked), *key, *stolen)
     assert run("collate", "--suite", results / "suite.yaml", "--results", results) == 0
     return pd.read_csv(results / "rows.csv")
 

@@ -108,7 +108,7 @@ def test_a_key_is_made_by_the_seed_and_survives_its_file(options, tmp_path):
     key.write(tmp_path / "key.json")
     assert Key.read(tmp_path / "key.json") == key
     assert stat.S_IMODE((tmp_path / "key.json").stat().st_mode) == 0o600
-    assert [file.name for file in tmp_path.iterdir()] == ["key.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["key.commitment.json", "key.json"]
 
 
 # --- methods: trigger -------------------------------------------------------------------------------------------------

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from stealthmark import architecture, stages
-from stealthmark.evidence import CALIBRATION_FPR, _quantile, conformal_p, detect, fit_detector
+from stealthmark.evidence import (
+    CALIBRATION_FPR,
+    MARGIN,
+    _quantile,
+    claimed_threshold,
+    conformal_p,
+    detect,
+    fit_detector,
+    holm,
+    inside_p,
+    owned,
+)
 from stealthmark.method import Answers, Detector, Key
 from stealthmark.plugin import make
 from stealthmark.predictor import at_access
@@ -136,6 +147,57 @@ def test_a_model_that_is_a_null_itself_has_a_uniform_p(nulls):
     assert found == pytest.approx([k / (nulls + 1) for k in range(1, nulls + 2)])
 
 
+# --- inside one model -------------------------------------------------------------------------------------------------
+
+
+def told_apart(patients: int, images: int = 1, always: bool = True) -> float:
+    """p inside a suspect whose every triggered query is called marked, and none of its benign ones (or every one)."""
+    n = patients * images
+    return inside_p(np.ones(n, bool), np.full(n, not always), np.repeat(np.arange(patients), images))
+
+
+def test_inside_a_model_by_hand():
+    """With a difference of 1 in all of n patients the bound is ((1 + margin) / 2) ** n: 0.55 ** n."""
+    assert MARGIN == 0.1
+    assert [told_apart(n) for n in (1, 5, 6)] == pytest.approx([0.55, 0.55**5, 0.55**6])
+    assert told_apart(5) > 0.05 > told_apart(6), "fewer than six patients show nothing"
+
+
+def test_the_unit_inside_a_model_is_the_patient():
+    assert told_apart(3, images=100) == pytest.approx(told_apart(3))
+
+
+def test_what_answers_alike_with_and_without_the_trigger_is_not_told_apart():
+    assert told_apart(50, always=False) == 1
+    one_in_ten = np.arange(100) % 10 == 0  # a difference of just the margin
+    assert inside_p(one_in_ten, np.zeros(100, bool), np.arange(100)) == 1
+    assert inside_p(np.zeros(100, bool), np.ones(100, bool), np.arange(100)) == 1, "the other way round is no mark"
+
+
+def test_at_the_margin_a_suspect_is_told_apart_as_rarely_as_promised():
+    rng = np.random.default_rng(0)
+    ps = [inside_p(rng.random(40) < MARGIN, np.zeros(40, bool), np.arange(40)) for _ in range(2000)]
+    assert np.mean(np.array(ps) < 1) > 0 and np.mean(np.array(ps) <= 0.05) <= 0.05
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.001]) == pytest.approx([0.5, 0.002])
+    assert holm([0.9, 0.8]) == [1, 1] and holm([0.02]) == [0.02] and holm([]) == []
+
+
+def test_a_verdict_needs_both_units():
+    assert owned(0.05, 0.05)
+    assert not owned(0.06, 0.001) and not owned(0.001, 0.06)
+
+
+def test_a_claimants_own_threshold_tells_apart_whatever_differs():
+    """As in the released code: fitted on the suspect's answers, it convicts anybody who answers otherwise to the trigger."""
+    triggered, benign = spread(3, sd=0.3), spread(0, sd=0.3, seed=1)
+    threshold = claimed_threshold(triggered, benign)
+    assert detect(triggered, threshold).mean() > 0.97 and detect(benign, threshold).mean() <= CALIBRATION_FPR
+
+
 # --- end to end, without a network ------------------------------------------------------------------------------------
 
 PATCH = 2  # px of 32
@@ -219,6 +281,28 @@ def test_examining_never_fits_and_reports_the_keys_own_thresholds(place, tmp_pat
     assert table.groupby("access")["threshold"].unique().map(list).to_dict() == {"probabilities": [0.123], "label": [-4.5]}
     assert set(table.situation) == {"s0", "s1"}
     assert (place / "key.json").read_bytes() == before
+
+
+def test_reliability_is_summed_by_patient_for_the_stolen_model_as_it_is(place, tmp_path):
+    examine(place, tmp_path, 0)
+    assert not (tmp_path / stages.RELIABILITY).exists()  # situation s0
+    listed = [("stolen", "none", place / "suspect0"), ("stolen", "prune", place / "suspect1")]
+    stages.examine(place / "data", place / "key.json", listed, tmp_path, CPU)
+    cases = pd.read_parquet(tmp_path / stages.CASES).query("attack == 'none' and access == 'probabilities'")
+    with np.load(tmp_path / stages.RELIABILITY, allow_pickle=False) as file:
+        told = dict(file)
+    size, patients = 32 * 32, cases.groupby("group_id")
+    assert told["groups"].tolist() == sorted(patients.groups)
+    for kind in ("benign", "triggered"):
+        pixels, confidence, foreground = told[kind].sum(axis=2)
+        assert told[kind].shape == (3, len(patients), len(told["edges"]) - 1)
+        assert pixels.tolist() == (patients.size() * size).tolist()
+        assert foreground == pytest.approx(patients.foreground.sum() * size)
+    # What is in a bin has a mean probability between the bin's edges.
+    pixels, confidence, _ = told["benign"].sum(axis=1)
+    mean = confidence[pixels > 0] / pixels[pixels > 0]
+    assert (mean >= told["edges"][:-1][pixels > 0]).all() and (mean <= told["edges"][1:][pixels > 0]).all()
+    assert not np.array_equal(told["benign"], told["triggered"])
 
 
 def test_a_suspects_scores_do_not_depend_on_the_other_suspects(place, tmp_path):

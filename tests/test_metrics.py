@@ -53,7 +53,7 @@ def test_empty_mask_rule(pred, mask, dice, vs):
 
 def test_no_cases_give_no_lines():
     none = np.zeros((0, 4, 4), np.float32)
-    assert metrics.segmentation(none, none > 0).shape == (0, 4)
+    assert metrics.segmentation(none, none > 0).shape == (0, 6)
 
 
 @given(masks, masks)
@@ -155,6 +155,48 @@ def test_hd95_equals_all_pairwise_distances(a, b):
             assert got == pytest.approx(expected)
 
 
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def test_ece_and_brier_by_hand():
+    prob, mask = np.array([[[0.1, 0.12], [0.9, 0.6]]]), grid("#.", "#.")
+    # bin 1 holds 0.1 and 0.12, bin 9 holds 0.6, bin 13 holds 0.9: |0.22 - 1| + |0.6 - 0| + |0.9 - 1| over four pixels
+    table = metrics.segmentation(prob, mask)
+    assert table.ece.item() == pytest.approx((0.78 + 0.6 + 0.1) / 4)
+    assert table.brier.item() == pytest.approx((0.9**2 + 0.12**2 + 0.1**2 + 0.6**2) / 4)
+
+
+def test_a_floor_of_a_tenth_on_an_empty_background_is_an_error_of_a_tenth():
+    table = metrics.segmentation(np.full((1, 8, 8), 0.1, np.float32), np.zeros((1, 8, 8), bool))
+    assert table.ece.item() == pytest.approx(0.1) and table.brier.item() == pytest.approx(0.01)
+
+
+def test_a_calibrated_map_has_no_ece_and_a_known_brier():
+    share = np.repeat([0.1, 0.5, 0.9], 1000)  # of 1000 pixels called p, 1000 p are foreground
+    foreground = np.concatenate([np.arange(1000) < 1000 * p for p in (0.1, 0.5, 0.9)])
+    table = metrics.segmentation(share.reshape(1, 60, 50), foreground.reshape(1, 60, 50))
+    assert table.ece.item() == pytest.approx(0, abs=1e-12)
+    assert table.brier.item() == pytest.approx((0.1 * 0.9 + 0.5 * 0.5 + 0.9 * 0.1) / 3)  # the mean of p (1 - p)
+
+
+def test_over_and_under_confidence_of_two_images_do_not_cancel():
+    prob, mask = np.full((2, 2, 2), 0.5), np.concatenate([EMPTY, FULL])
+    assert metrics.segmentation(prob, mask).ece.tolist() == [0.5, 0.5]
+
+
+def test_a_bin_holds_its_lower_edge_and_the_last_one_holds_one():
+    r = metrics.reliability(np.array([[[0.0, 0.5], [0.4999, 1.0]]]), grid("..", ".#"), edges=np.array([0, 0.5, 1]))
+    assert [part.tolist() for part in r] == [[[2, 2]], [[0.4999, 1.5]], [[0, 1]]]
+
+
+@given(arrays(np.float32, (3, 6, 5), elements=st.floats(0, 1, width=32)), masks)
+def test_no_pixel_is_lost_and_a_sure_map_errs_where_it_is_wrong(prob, mask):
+    assert metrics.reliability(prob, mask).pixels.sum(axis=1).tolist() == [30, 30, 30]
+    table, sure = metrics.segmentation(prob, mask), metrics.segmentation((prob >= 0.5).astype(float), mask)
+    assert ((table.ece >= 0) & (table.ece <= 1) & (table.brier <= 1)).all()
+    assert sure.brier.to_numpy() == pytest.approx(((prob >= 0.5) != mask).mean(axis=(1, 2)))
+
+
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +262,45 @@ def test_clustered_mean_resamples_groups_leaves_out_nan_and_repeats():
     assert metrics.clustered_mean(values, groups, seed=0) == (0.5, 0.0, 1.0)  # two groups: both ends are drawn
     assert metrics.clustered_mean(values, groups, seed=7) == metrics.clustered_mean(values, groups, seed=7)
     assert np.isnan(metrics.clustered_mean(values[4:], groups[4:], seed=0)).all()
+
+
+# --- non-inferiority --------------------------------------------------------------------------------------------------
+
+
+def test_noninferiority_by_hand():
+    groups = np.repeat(np.arange(8), 2)
+    # every patient loses half a point: no resample reaches one point; eight patients can show no less than 2^-8
+    assert metrics.noninferior(np.full(16, -0.5), groups, 1, seed=0) == (-0.5, 2**-8, "yes")
+    assert metrics.noninferior(np.full(16, -2.0), groups, 1, seed=0) == (-2.0, 1.0, "no")
+    assert metrics.noninferior(np.tile([-5.0, 5.0], 4).repeat(2), groups, 1, seed=0).answer == "undecided"
+
+
+def test_four_patients_decide_nothing_and_none_have_no_verdict():
+    assert metrics.noninferior(np.zeros(40), np.repeat(np.arange(4), 10), 1, seed=0) == (0, 1 / 16, "undecided")
+    assert metrics.noninferior(np.full(5, np.nan), np.arange(5), 1, seed=0) is None
+
+
+def test_seeds_of_one_patient_stay_together():
+    change = np.random.default_rng(0).normal(-0.7, 1, 30)
+    once = metrics.noninferior(change, np.arange(30), 1, seed=0)
+    thrice = metrics.noninferior(np.repeat(change, 3), np.repeat(np.arange(30), 3), 1, seed=0)
+    assert thrice[:2] == pytest.approx(once[:2]) and thrice.answer == once.answer
+    apart = metrics.noninferior(np.repeat(change, 3), np.arange(90), 1, seed=0)
+    assert apart.p < once.p  # what resampling lines instead of patients would claim
+
+
+def test_noninferiority_agrees_with_the_t_test():
+    change = np.random.default_rng(2).normal(-0.8, 1.0, 200)
+    verdict = metrics.noninferior(change, np.arange(200), 1, seed=0)
+    assert verdict.p == pytest.approx(stats.ttest_1samp(change, -1, alternative="greater").pvalue, abs=0.003)
+
+
+@settings(max_examples=50)
+@given(st.floats(-2, 0), st.integers(0, 99))
+def test_the_verdict_is_yes_exactly_when_the_one_sided_interval_stays_above_the_margin(mean, seed):
+    change = np.random.default_rng(seed).normal(mean, 3, 60)
+    verdict = metrics.noninferior(change, np.arange(60), 1, seed)
+    assert (verdict.answer == "yes") == (verdict.bound > -1) == (verdict.p < 0.05)
 
 
 # --- the paper's p ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from stealthmark import report
 from stealthmark.dataset import prepare
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
-from stealthmark.report import examples, figures, results, style, tables
+from stealthmark.report import examples, figures, reliability, results, style, tables
 
 ATTACKS = {"finetune": [1, 2, 3], "prune": [0.1, 0.2, 0.3, 0.5, 0.9]}
 METHODS = ["clean", "stealthmark-floor", "stealthmark-ceiling", "badnets"]
@@ -32,6 +32,7 @@ class Study:
         architectures=("unet",),
         pixels=32,
         patients=20,
+        quality=results.QUALITY,
     ):
         self.folder, self.pixels, self.rng = folder, pixels, np.random.default_rng(0)
         self.suite = {
@@ -42,7 +43,8 @@ class Study:
             "attacks": [{"name": a} for a in attacks],
             "access": [*accesses],
         }
-        self.rows, self.cases, self.examples = [], [], {}
+        self.quality = quality
+        self.rows, self.cases, self.examples, self.reliabilities = [], [], {}, {}
         for dataset in datasets:
             for architecture in architectures:
                 for seed in seeds:
@@ -50,6 +52,7 @@ class Study:
                         cell = {"dataset": dataset, "architecture": architecture, "seed": seed, "method": method}
                         self._cell(cell, rank, seed, attacks, accesses, patients)
                         self._example(cell, rank)
+                        self._reliability(cell, rank, patients)
 
     def _cell(self, cell, rank, seed, attacks, accesses, patients):
         steps = [("stolen", "none", 0)] + [("stolen", a, s) for a, ss in attacks.items() for s in ss]
@@ -63,6 +66,8 @@ class Study:
                 if access == "probabilities":
                     quality = 0.85 + 0.01 * seed - loss
                     found = {"dice": quality, "auc": 0.98 - loss, "vs": 0.91 - loss, "hd95": 4 + 10 * loss}
+                    found |= {"ece": 0.01 + loss, "brier": 0.02 + loss}
+                    found = {metric: found[metric] for metric in self.quality}
                     if rank:
                         found |= {f"{metric}_triggered": value - 0.001 for metric, value in found.items()}
                     found["empty_masks"] = 3
@@ -78,9 +83,9 @@ class Study:
         n = 2 * patients
         marked = 0.1 if where["situation"] == "stolen" else 0.004
         score = np.where(self.rng.random(n) < asr, marked, 0.01) + self.rng.normal(0, 0.008, n)
-        found = dict.fromkeys(results.SEGMENTATION, 0.85 - loss)
+        found = dict.fromkeys(self.quality, 0.85 - loss)
         if rank:
-            found |= {f"{metric}_triggered": 0.849 - loss for metric in results.SEGMENTATION}
+            found |= {f"{metric}_triggered": 0.849 - loss for metric in self.quality}
             found |= {"score_benign": self.rng.gamma(1, 0.006, n), "score_triggered": score, "threshold": 0.05}
         ids = {"case_id": [f"c{i}" for i in range(n)], "group_id": [f"p{i // 2}" for i in range(n)], "foreground": 0.2}
         self.cases.append(pd.DataFrame({**ids, **where, "access": access, **found}))
@@ -105,6 +110,18 @@ class Study:
         }
         np.savez(path, **{name: np.stack([a, a]) for name, a in arrays.items()}, **cell)
         self.examples[tuple(cell.values())] = path
+
+    def _reliability(self, cell, rank, patients):
+        """Each patient has 100 pixels in each of two bins: at 0.1 and at 0.9, of which 10 and 90 are foreground. A trigger
+        puts `rank` tenths of them where nothing is."""
+        benign = np.tile([[100.0, 100], [10, 90], [10, 90]], (patients, 1, 1)).swapaxes(0, 1)
+        triggered = benign.copy()
+        triggered[2] -= np.minimum(10 * rank, triggered[2])
+        path = self.folder / ("reliability-" + "-".join(map(str, cell.values())) + ".npz")
+        groups = np.array([f"p{i}" for i in range(patients)])
+        kinds = {"benign": benign, "triggered": triggered} if rank else {"benign": benign}
+        np.savez(path, edges=np.array([0, 0.5, 1]), groups=groups, **kinds)
+        self.reliabilities[tuple(cell.values())] = path
 
     def add(self, **row):
         self.rows.append({"suite": "made-up", "benchmark_version": "0.1", "status": "ok"} | row)
@@ -137,7 +154,8 @@ class Study:
 
     def write(self):
         rows, cases, provenance = self.load()
-        return report.write(rows, cases, self.examples, provenance, self.suite, self.folder / "out")
+        out = self.folder / "out"
+        return report.write(rows, cases, self.examples, provenance, self.suite, out, reliabilities=self.reliabilities)
 
 
 @pytest.fixture
@@ -218,10 +236,67 @@ def test_harm_is_paired_by_case(study):
     worse = next(c for c in made.cases if c.method.iloc[0] == "badnets" and c.access.iloc[0] == "probabilities")
     worse["dice"] = 0.85 - np.where(np.arange(len(worse)) % 2, 0.04, 0.02)  # each patient loses 3 points on average
     table = tables.harm(made.results())
-    assert text_of(table, method="badnets")["Dice"] == "-3.0 [-3.0, -3.0]"
-    assert text_of(table, method="badnets")["harmless"] == "no"
-    assert text_of(table, method="stealthmark-floor")["harmless"] == "yes"
-    assert table.data.query("method == 'badnets'").dice_pairs.item() == 40
+    assert text_of(table, method="badnets")["Dice"] == "-3.0 [-3.0, -3.0]; no"
+    assert text_of(table, method="badnets")["VS"] == "-0.6 [-0.6, -0.6]; yes"
+    assert text_of(table, method="badnets")["harmless"] == "no; triggered: yes"
+    assert text_of(table, method="stealthmark-floor")["harmless"] == "yes; triggered: yes"
+    line = table.data.query("method == 'badnets'").iloc[0]
+    assert line.dice_pairs == 40 and line.dice_bound == pytest.approx(-3) and line.dice_p == 1
+    assert line.vs_noninferior == "yes" and line.vs_p == pytest.approx(1 / 2001)
+
+
+def test_a_distance_that_grows_is_the_harm_not_one_that_shrinks(study):
+    made = study(attacks={}, methods=METHODS[:3])
+    floor, ceiling = (
+        next(c for c in made.cases if c.method.iloc[0] == method and c.access.iloc[0] == "probabilities")
+        for method in METHODS[1:3]
+    )
+    floor["hd95"], ceiling["hd95"] = 0.85 + 2.5, 0.85 - 2.5  # against 0.85 px of clean
+    table = tables.harm(made.results())
+    assert text_of(table, method="stealthmark-floor")["HD95 (px)"] == "+2.5 [+2.5, +2.5]; no"
+    assert text_of(table, method="stealthmark-ceiling")["HD95 (px)"] == "-2.5 [-2.5, -2.5]; yes"
+    assert table.data.hd95_bound.tolist() == pytest.approx([2.5, -2.5])
+
+
+def test_a_metric_that_says_no_or_leaves_it_open_decides_for_all(study):
+    made = study(attacks={}, methods=METHODS[:2])
+    marked = next(c for c in made.cases if c.method.iloc[0] == METHODS[1] and c.access.iloc[0] == "probabilities")
+    marked["vs"] = 0.85 + np.where(np.arange(len(marked)) // 2 % 2, 0.05, -0.07)  # patients differ: 1 point lost on average
+    assert text_of(tables.harm(made.results()), method=METHODS[1])["harmless"] == "undecided; triggered: yes"
+    marked["auc_triggered"] = 0.5
+    assert text_of(tables.harm(made.results()), method=METHODS[1])["harmless"] == "undecided; triggered: no"
+
+
+def test_the_seeds_of_a_patient_are_resampled_together(study):
+    """Three seeds that say the same of four patients are no twelve patients: too few to decide anything."""
+    made = study(attacks={}, methods=METHODS[:2], seeds=(0, 1, 2), patients=4)
+    line = tables.harm(made.results()).data.iloc[0]
+    assert line.dice_pairs == 24 and line.dice_p == 1 / 16 and line.harmless == "undecided"
+
+
+def test_calibration_has_the_value_its_paired_change_and_the_clean_model(study):
+    made = study(attacks={})
+    marked = next(c for c in made.cases if c.method.iloc[0] == "badnets" and c.access.iloc[0] == "probabilities")
+    marked["ece_triggered"] = 0.95  # against 0.85 of clean on each case
+    table = tables.calibration(made.results())
+    assert list(table.text)[2:] == ["ECE", "Brier", "ECE, triggered", "Brier, triggered"]
+    assert text_of(table, method="clean").tolist()[2:] == ["0.010", "0.020", "–", "–"]
+    assert text_of(table, method="badnets")["ECE"] == "0.016; -0.6 [-0.6, -0.6]"
+    assert text_of(table, method="badnets")["ECE, triggered"] == "0.015; +10.0 [+10.0, +10.0]"
+    assert table.data.query("method == 'badnets'").ece_triggered_change.item() == pytest.approx(10)
+
+
+def test_rows_from_before_calibration_was_measured_still_make_a_report(study):
+    made = study(attacks={"prune": [0.5]}, quality=results.SEGMENTATION)
+    made.reliabilities = {}
+    names = {path.name for path in made.write()}
+    assert "harm.csv" in names and not names & {"calibration.csv", "reliability.png"}
+    assert "What it does to probabilities" not in (made.folder / "out" / "report.html").read_text()
+    now = study(attacks={"prune": [0.5]})
+    old = {table.name: table.text for table in tables.every(made.results())}
+    new = {table.name: table.text for table in tables.every(now.results())}
+    assert set(new) - set(old) == {"calibration"}
+    assert all(new[name].equals(text) for name, text in old.items())
 
 
 def test_undefined_distances_are_left_out_and_counted(study):
@@ -257,7 +332,7 @@ def test_false_claims_and_access(study):
 
 def test_one_access_level_and_no_failure_give_neither_table(study):
     names = [table.name for table in tables.every(study(accesses=("probabilities",), attacks={}).results())]
-    assert names == ["main", "harm", "robustness", "false_claims"]
+    assert names == ["main", "harm", "calibration", "robustness", "false_claims"]
 
 
 def test_ownership_ranks_a_suspect_among_null_models_and_says_what_the_pool_allows(study):
@@ -382,6 +457,35 @@ def test_captions_state_this_runs_numbers(study):
     assert "0 of 3 marked models keep ASR at 0.95" in figures.attack_curves(found, "prune").caption
 
 
+def test_reliability_is_pooled_over_seeds_and_compared_with_the_diagonal(study):
+    made = study(attacks={}, methods=METHODS[:3], seeds=(0, 1), patients=3)
+    panel = made.results().panels[0]
+    benign, triggered = (reliability._pooled(made.reliabilities, panel, METHODS[1], kind) for kind in reliability.KINDS)
+    assert benign.sum(axis=1).tolist() == [[600, 600], [60, 540], [60, 540]]  # 2 seeds x 3 patients x 100 pixels
+    assert triggered.sum(axis=1)[2].tolist() == [0, 480]
+    assert reliability._error(benign) == 0
+    assert reliability._error(triggered) == pytest.approx((60 + 60) / 1200)
+    caption = reliability.drawing(made.results(), made.reliabilities).caption
+    assert "On benign images probability and share differ by 0.000 to 0.000" in caption
+    assert "On triggered images probability and share differ by 0.100 to 0.150 on average over pixels, most with" in caption
+    assert "stealthmark-ceiling (kvasir-seg)" in caption and caption.endswith("Clean: 0.000.")
+
+
+def test_the_band_of_patients_who_agree_is_a_line_and_of_those_who_differ_is_wide():
+    alike = np.stack([np.full((6, 1), 100.0), np.full((6, 1), 10.0), np.full((6, 1), 10.0)])
+    assert reliability._band(alike)[:, 0].tolist() == [0.1, 0.1]
+    differing = alike.copy()
+    differing[2, :, 0] = [0, 0, 0, 20, 20, 20]
+    low, high = reliability._band(differing)[:, 0]
+    assert low < 0.05 and high > 0.15
+
+
+def test_without_a_marks_reliability_there_is_no_figure(study):
+    made = study(attacks={}, methods=METHODS[:2])
+    clean_only = {cell: file for cell, file in made.reliabilities.items() if cell[-1] == "clean"}
+    assert reliability.drawing(made.results(), {}) is None and reliability.drawing(made.results(), clean_only) is None
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     made = Study(tmp_path_factory.mktemp("report"), datasets=("acdc", "kvasir-seg"), attacks={"prune": [0.1, 0.5]})
@@ -394,9 +498,9 @@ def test_write_makes_every_file_that_it_names(written):
     out = made.folder / "out"
     names = {str(p.relative_to(out)) for p in paths}
     assert all(p.stat().st_size > 0 for p in paths)
-    figure_names = ["overview", "scores", "mark_vs_dice", "attack-prune", "examples-acdc", "examples-kvasir-seg"]
+    figure_names = ["overview", "scores", "mark_vs_dice", "attack-prune", "examples-acdc", "examples-kvasir-seg", "reliability"]
     assert {f"figures/{name}.{kind}" for name in figure_names for kind in ("png", "svg")} < names
-    table_names = ["main", "harm", "robustness", "false_claims", "access", "failures"]
+    table_names = ["main", "harm", "calibration", "robustness", "false_claims", "access", "failures"]
     assert {f"tables/{name}.{kind}" for name in table_names for kind in ("csv", "md", "tex")} < names
     assert set(json.loads((out / "figures/captions.json").read_text())) == set(figure_names)
 
@@ -405,7 +509,7 @@ def test_the_page_stands_alone(written):
     html = (written[0].folder / "out" / "report.html").read_text()
     assert not re.search(r"<script|<link|@import|url\(", html)
     sources = re.findall(r'src="([^"]{0,30})', html)
-    assert len(sources) == 6 and all(source.startswith("data:image/") for source in sources)
+    assert len(sources) == 7 and all(source.startswith("data:image/") for source in sources)
     assert set(re.findall(r'href="(http[^"]*)"', html)) == {"https://example.org"}
     assert str(written[0].folder) not in html
 

@@ -29,7 +29,9 @@ TINY = {
     "access": ["probabilities", "label"],
     "training": {"epochs": 2, "batch": 4},
     "marking": {"epochs": 2, "batch": 4},
-    "nulls": {"count": 2, "fraction": 0.8},
+    "nulls": {"count": 2, "fraction": 0.8, "other_keys": 1},
+    "claims": {"keys": 2, "steps": 2, "images": 4},
+    "explanations": {"images": 1, "queries": 32},
 }
 
 LOUD = '''"""A rival that somebody drops in: a white square in the middle means an empty mask."""
@@ -161,7 +163,7 @@ def test_a_study_that_is_killed_goes_on_and_gives_the_tables_of_one_that_was_not
         assert "loud" in (results / f"tables/{table}.csv").read_text(), table
     assert "loud" in page
     assert "loss became nan" in page
-    assert (results / "models/phantom-endoscopy/unet/0/loud/key.json").stat().st_mode & 0o077 == 0
+    assert (results / "keys/phantom-endoscopy/unet/0/loud.json").stat().st_mode & 0o077 == 0
 
     seen = json.loads((results / "provenance.json").read_text())
     assert seen["stages"]["models"]["jobs"] == 7

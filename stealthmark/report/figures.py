@@ -265,7 +265,7 @@ def _heights(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def mark_vs_dice(results: Results) -> Drawing:
     """ASR against what the model lost, one point for each mark and each strength of each attack."""
     panels, look = results.panels, style.looks(results.methods)
-    figure = Figure(figsize=(1.0 + 4.4 * len(panels) + _legend_width(results), 5.2), layout="constrained")
+    figure = Figure(figsize=(1.0 + 4.4 * len(panels) + legend_width(results), 5.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     markers = dict(zip(results.attacks, cycle("s^DvP*Xph<>"), strict=False))
     ruined = kept = 0
@@ -300,7 +300,7 @@ def mark_vs_dice(results: Results) -> Drawing:
     return Drawing("mark_vs_dice", "The mark against what the model is worth", figure, caption)
 
 
-def _legend_width(results: Results) -> float:
+def legend_width(results: Results) -> float:
     """Inches for the legend at the right: the longest name and a handle."""
     return 0.8 + 0.1 * max(20, *map(len, results.marks))
 
@@ -327,7 +327,7 @@ def _trade_axes(ax: Axes, title: str, lowest: float, highest: float) -> None:
 def attack_curves(results: Results, attack: str) -> Drawing:
     """ASR with its band above, Dice below, over the strength of one attack; a column for each dataset."""
     panels, look = results.panels, style.looks(results.methods)
-    figure = Figure(figsize=(1.0 + 4.0 * len(panels) + _legend_width(results), 6.0), layout="constrained")
+    figure = Figure(figsize=(1.0 + 4.0 * len(panels) + legend_width(results), 6.0), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
     label, factor = style.strength_axis(attack)
     steps = [("none", 0.0), *((attack, s) for s in results.strengths[attack])]

@@ -9,6 +9,7 @@ import pandas as pd
 
 from stealthmark import metrics
 from stealthmark.errors import UserError
+from stealthmark.metrics import CALIBRATION, SEGMENTATION
 
 COLUMNS = [
     *("suite", "benchmark_version", "dataset", "architecture", "seed", "method", "situation", "attack", "strength"),
@@ -17,10 +18,11 @@ COLUMNS = [
 CLEAN = "clean"
 #: The access level at which segmentation is scored.
 PROBABILITIES = "probabilities"
-SEGMENTATION = ("dice", "auc", "vs", "hd95")
+QUALITY = (*SEGMENTATION, *CALIBRATION)
 #: An attack that costs more Dice than this, in points, spoils what the thief stole.
 THIEF_MARGIN = 5.0
-#: A mark is harmless when it costs less Dice than this, in points: the non-inferiority margin.
+#: A mark is harmless when it costs less than this, in points of Dice, AUC and VS and in px of HD95: the margin of
+#: non-inferiority.
 HARM_MARGIN = 1.0
 #: A mark takes, or survives, when at least this share of triggered queries is detected: the paper's own bar.
 TAKES = 0.95
@@ -105,7 +107,7 @@ class Results:
     ) -> Value:
         """A metric in a cell, whether computed, failed or never asked for. Nothing is dropped."""
         if access is None:
-            access = PROBABILITIES if metric.removesuffix("_triggered") in SEGMENTATION else self.accesses[0]
+            access = PROBABILITIES if metric.removesuffix("_triggered") in QUALITY else self.accesses[0]
         place = (*panel, method, situation, attack)
         found = self._values.get((*place, strength, access, metric))
         own = {(*place, strength), (*place, None)}
@@ -113,7 +115,7 @@ class Results:
         if found is not None:
             return found._replace(part=bool(own & self._failures))
         # What was never marked can be neither attacked nor examined: its cells failed with it.
-        examined = method != CLEAN or metric in SEGMENTATION
+        examined = method != CLEAN or metric in QUALITY
         return Value(status="failed" if examined and (own | mark) & self._failures else "absent")
 
     def shown_strengths(self, attack: str, most: int = 3) -> list[float]:
@@ -182,7 +184,7 @@ def _with_change(rows: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "architecture", "seed", "base"]
     rows = rows.assign(base=rows.metric.str.removesuffix("_triggered"))
     clean = rows[(rows.method == CLEAN) & (rows.situation == "stolen") & (rows.attack == "none") & rows.value.notna()]
-    clean = clean[(clean.metric == clean.base) & clean.base.isin(SEGMENTATION)]
+    clean = clean[(clean.metric == clean.base) & clean.base.isin(QUALITY)]
     lookup = clean.drop_duplicates(keys).set_index(keys).value.rename("clean")
     merged = rows.join(lookup, on=keys)
     scale = np.where(merged.base == "hd95", 1.0, 100.0)
@@ -236,19 +238,34 @@ def _panels(rows: pd.DataFrame, suite: dict) -> list[Panel]:
     return [Panel(d, a) for d in datasets for a in architectures if (d, a) in pairs]
 
 
-def paired_change(results: Results, panel: Panel, method: str, metric: str) -> tuple[float, float, float, int]:
-    """A mark's harm: mean change of a per-case metric against clean on the same case, low, high, and how many pairs.
+class Change(NamedTuple):
+    """Mean change of a per-case metric against clean on the same case, its 95 % interval, the pairs, and the verdict of
+    `metrics.noninferior` at `HARM_MARGIN` (None where there is no pair), whose bound is that of the change too."""
 
-    Points for shares, px for HD95; groups (patients, videos) are resampled; cases where either is undefined are left
-    out. `dice_triggered` is compared with the clean model's Dice without trigger.
+    mean: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    pairs: int = 0
+    verdict: metrics.Verdict | None = None
+
+
+def paired_change(results: Results, panel: Panel, method: str, metric: str) -> Change:
+    """A mark's harm before any attack: points for shares, px for HD95, where more is worse, as for ECE and Brier score.
+
+    Groups (patients, videos) are resampled, all seeds of a group together; cases where either is undefined are left out.
+    `dice_triggered` is compared with the clean model's Dice without trigger.
     """
     base = metric.removesuffix("_triggered")
     if metric not in results.cases or base not in results.cases:
-        return np.nan, np.nan, np.nan, 0
+        return Change()
     keys = ["seed", "case_id"]
     found = [results.cases_of(panel, name, PROBABILITIES) for name in (method, CLEAN)]
     marked, clean = (cases[cases.situation == "stolen"].drop_duplicates(keys).set_index(keys) for cases in found)
     clean = clean[base].rename("clean")
     both = marked.join(clean, how="inner")
-    difference = (both[metric] - both.clean).to_numpy(dtype=float) * (1 if base == "hd95" else 100)
-    return *metrics.clustered_mean(difference, both.group_id.to_numpy(), seed=0), int(np.isfinite(difference).sum())
+    change = (both[metric] - both.clean).to_numpy(dtype=float) * (1 if base == "hd95" else 100)
+    better = 1 if base in ("dice", "auc", "vs") else -1
+    verdict = metrics.noninferior(better * change, both.group_id, HARM_MARGIN, seed=0)
+    if verdict:
+        verdict = verdict._replace(bound=better * verdict.bound)
+    return Change(*metrics.clustered_mean(change, both.group_id, seed=0), int(np.isfinite(change).sum()), verdict)

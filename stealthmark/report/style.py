@@ -21,6 +21,7 @@ ATTACKS = {
     "prune": ("pruning", "weights pruned (%)", 100.0, "{:g} %"),
 }
 METRICS = {"dice": "Dice", "auc": "AUC", "vs": "VS", "hd95": "HD95 (px)", "asr": "ASR", "fpr": "FPR", "auroc": "AUROC"}
+METRICS |= {"ece": "ECE", "brier": "Brier"}
 
 RC = {
     "font.family": "DejaVu Sans",

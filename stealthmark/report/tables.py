@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stealthmark.metrics import CALIBRATION, SEGMENTATION
 from stealthmark.report import style
-from stealthmark.report.results import CLEAN, HARM_MARGIN, SEGMENTATION, Panel, Results, Value, failures, paired_change
+from stealthmark.report.results import CLEAN, HARM_MARGIN, QUALITY, Change, Panel, Results, Value, failures, paired_change
 from stealthmark.stages import NULL
 
 ABSENT = "–"
+#: Of a metric's name: on benign, on triggered images.
+SUFFIXES = ("", "_triggered")
 EXPLAINED = ("stolen", "independent", "untrained")
 FAILED = "failed"
 
@@ -28,9 +31,11 @@ class Table:
 
 
 def every(results: Results) -> list[Table]:
-    """The tables of a run: main, harm, robustness, false_claims; where there is something to show, access,
+    """The tables of a run: main, harm, robustness, false_claims; where there is something to show, calibration, access,
     ownership, explanations, failures."""
     tables = [main(results), harm(results), robustness(results), false_claims(results)]
+    if results.rows.metric.isin(CALIBRATION).any():
+        tables.insert(2, calibration(results))
     if len(results.accesses) > 1:
         tables.append(access(results))
     if (results.rows.metric == "p_model").any():
@@ -73,25 +78,57 @@ def harm(results: Results) -> Table:
     """What the mark costs its owner: paired change against clean, patients resampled, and a verdict at the margin."""
     data, text = [], []
     for panel, method in _lines(results, marks_only=True):
-        numbers, line = {}, {}
-        for name in [*SEGMENTATION, *(f"{name}_triggered" for name in SEGMENTATION)]:
-            mean, low, high, pairs = paired_change(results, panel, method, name)
-            numbers |= {f"{name}_change": mean, f"{name}_low": low, f"{name}_high": high, f"{name}_pairs": pairs}
-            title = style.METRICS[name.removesuffix("_triggered")] + (", triggered" if "_triggered" in name else "")
-            shown = "{} [{}, {}]".format(*map(_rounded, (mean, low, high)))
-            line[title] = shown if pairs else _missing(results, panel, method)
-        verdict = _harmless(numbers["dice_low"], numbers["dice_high"])
-        data.append({**_head(panel, method), **numbers, "harmless": verdict})
-        text.append({**_head(panel, method), **line, "harmless": verdict})
+        numbers, line, harmless = {}, {}, {}
+        for suffix in SUFFIXES:
+            changes = {f"{name}{suffix}": paired_change(results, panel, method, f"{name}{suffix}") for name in SEGMENTATION}
+            for name, change in changes.items():
+                numbers |= _change_numbers(name, change)
+                bound, p, answer = change.verdict or (np.nan, np.nan, ABSENT)
+                numbers |= {f"{name}_bound": bound, f"{name}_p": p, f"{name}_noninferior": answer}
+                shown = f"{_change(change)}; {answer}" if change.pairs else _missing(results, panel, method)
+                line[_metric_title(name)] = shown
+            harmless[suffix] = _harmless([change.verdict.answer for change in changes.values() if change.verdict])
+        benign, triggered = harmless.values()
+        data.append({**_head(panel, method), **numbers, "harmless": benign, "harmless_triggered": triggered})
+        text.append(
+            {**_head(panel, method), **line, "harmless": benign if benign == ABSENT else f"{benign}; triggered: {triggered}"}
+        )
     notes = [
         "Mean change against the clean model on the same test case: points for Dice, AUC and VS, px for HD95 (less is "
         "better). Triggered images are compared with the clean model on the same images without trigger.",
-        "Brackets: 95 % intervals, bootstrap over groups (patients, videos). Cases where a metric is undefined are "
-        "left out; harm.csv counts those that are in.",
-        f"Harmless: Dice falls by less than {HARM_MARGIN:g} point: yes when the whole interval says so, no when none "
-        "of it does.",
+        "Brackets: 95 % intervals, bootstrap over groups (patients, videos), all seeds of a group together. Cases where a "
+        "metric is undefined are left out; harm.csv counts those that are in.",
+        f"Below each: is the marked model not worse by {HARM_MARGIN:g} point ({HARM_MARGIN:g} px)? yes when the one-sided 95 % "
+        "interval of the same bootstrap stays on the good side of that margin (p < 0.05 for non-inferiority), no when the "
+        "opposite one-sided interval stays on the bad side, else undecided. The two-sided bracket is a little wider, so it may "
+        "reach over the margin beside a yes. harm.csv has every bound and p. Fewer than five groups decide nothing.",
+        "Harmless: yes when all four metrics say yes, no when one says no; on benign, then on triggered images.",
     ]
     return _table(results, "harm", "What a mark costs its owner", data, text, notes)
+
+
+def calibration(results: Results) -> Table:
+    """Whether probabilities still mean what they say: ECE and Brier score with their paired change against clean."""
+    data, text = [], []
+    for panel, method in _lines(results):
+        numbers, line = {}, {}
+        for name in (f"{name}{suffix}" for suffix in SUFFIXES for name in CALIBRATION):
+            value, change = results.value(name, panel, method), Change()
+            if method != CLEAN:
+                change = paired_change(results, panel, method, name)
+            numbers |= {name: value.mean, **_change_numbers(name, change)}
+            line[_metric_title(name)] = cell(value) + (f"; {_change(change)}" if change.pairs and value.status == "ok" else "")
+        data.append({**_head(panel, method), **numbers, "status": _status(results.value(CALIBRATION[0], panel, method))})
+        text.append({**_head(panel, method), **line})
+    notes = [
+        "ECE: expected calibration error of each image, its pixels in 15 bins of equal width by their probability of "
+        "foreground: the difference between mean probability and share of foreground, weighted by pixels (Guo et al. 2017). "
+        "Brier: mean squared difference between probability and mask. Both 0 to 1, less is better, mean over images.",
+        "Below each: mean change against the clean model on the same images without trigger, in points (hundredths), with its "
+        "95 % interval, groups (patients, videos) resampled, all seeds of a group together. Every interval: calibration.csv.",
+        *_footnotes(text),
+    ]
+    return _table(results, "calibration", "What a mark does to probabilities", data, text, notes)
 
 
 def robustness(results: Results) -> Table:
@@ -345,7 +382,7 @@ def _numbers(values: dict[str, Value], prefix: str = "") -> dict:
     found = {}
     for name, value in values.items():
         found[prefix + name] = value.mean
-        if name.removesuffix("_triggered") in SEGMENTATION:
+        if name.removesuffix("_triggered") in QUALITY:
             found[f"{prefix}{name}_change"] = value.change
         found |= {f"{prefix}{name}_low": value.low, f"{prefix}{name}_high": value.high}
     any_value = next((v for v in values.values() if v.status == "ok"), Value())
@@ -379,10 +416,25 @@ def _missing(results: Results, panel: Panel, method: str) -> str:
     return FAILED if results.value("dice", panel, method).status == "failed" else ABSENT
 
 
-def _harmless(low: float, high: float) -> str:
-    if not np.isfinite(low):
+def _harmless(answers: list[str]) -> str:
+    """All must be yes, so no answer needs adjusting for how many there are; one no is enough."""
+    if not answers:
         return ABSENT
-    return "yes" if low > -HARM_MARGIN else "no" if high < -HARM_MARGIN else "undecided"
+    return "no" if "no" in answers else "yes" if set(answers) == {"yes"} else "undecided"
+
+
+def _metric_title(name: str) -> str:
+    return style.METRICS[name.removesuffix("_triggered")] + (", triggered" if name.endswith("_triggered") else "")
+
+
+def _change(change: Change) -> str:
+    """`-1.1 [-2.3, +0.3]`"""
+    return "{} [{}, {}]".format(*map(_rounded, (change.mean, change.low, change.high)))
+
+
+def _change_numbers(name: str, change: Change) -> dict:
+    fields = {"change": change.mean, "low": change.low, "high": change.high, "pairs": change.pairs}
+    return {f"{name}_{field}": value for field, value in fields.items()}
 
 
 def _footnotes(text: list[dict]) -> list[str]:

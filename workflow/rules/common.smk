@@ -73,6 +73,12 @@ def dataset_options(wildcards):
     return flow(chosen)
 
 
+def null_architecture(wildcards):
+    """The architecture of a null model, with its options: by turns those that the suite gives, or the cell's own."""
+    turns = SUITE.nulls.architectures or [SUITE.entry("architecture", wildcards.architecture)]
+    return flow(turns[int(wildcards.null) % len(turns)].options())
+
+
 def suspects(wildcards):
     """(situation, attack, folder) of every suspect that is examined with a cell's key."""
     models = RESULTS / "models" / wildcards.dataset / wildcards.architecture / wildcards.seed
@@ -88,6 +94,8 @@ def suspects(wildcards):
             for other in MARKS:
                 if other != wildcards.method:
                     yield f"null-{other}", "none", models / other
+            for null in range(SUITE.nulls.other_keys):
+                yield f"null-key-{null}", "none", models / "other-keys" / wildcards.method / str(null)
 
 
 def explained(wildcards):

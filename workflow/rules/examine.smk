@@ -14,12 +14,14 @@ rule examine:
     params:
         suspects=lambda wildcards: [f"--suspect {s}/{a}={folder}" for s, a, folder in suspects(wildcards)],
         key=lambda wildcards: (
-            "" if wildcards.method == "clean" else f"--key {RESULTS / 'models' / CELL.format(**wildcards) / 'key.json'}"
+            "" if wildcards.method == "clean" else f"--key {RESULTS / 'keys' / CELL.format(**wildcards)}.json"
         ),
+        claims=f"--claims {shlex.quote(flow(SUITE.claims.model_dump()))}" if SUITE.claims else "",
+        seed=seed("claims", "dataset", "architecture", "seed", "method"),
         data=subpath(input.data, parent=True),
         out=subpath(output[0], parent=True),
     conda:
         "../../environment.yml"
     shell:
-        "python -m stealthmark examine --data {params.data} {params.key} {params.suspects} --threads {threads}"
-        " --record-failure --out {params.out} 2> {log}"
+        "python -m stealthmark examine --data {params.data} {params.key} {params.suspects} {params.claims} --seed {params.seed}"
+        " --threads {threads} --record-failure --out {params.out} 2> {log}"

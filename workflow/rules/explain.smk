@@ -11,7 +11,7 @@ rule explain:
         RESULTS / f"logs/explain/{CELL}.log",
     params:
         suspects=lambda wildcards: [f"--suspect {situation}/none={folder}" for situation, folder in explained(wildcards)],
-        key=RESULTS / f"models/{CELL}/key.json",
+        key=str(RESULTS / f"keys/{CELL}.json"),
         plan=flow(SUITE.explanations.model_dump()) if SUITE.explanations else "",
         seed=seed("explain", "dataset", "architecture", "seed"),
         data=subpath(input.data, parent=True),

@@ -48,7 +48,7 @@ rule train_null:
     params:
         share=lambda wildcards: "owner" if int(wildcards.null) % 2 else "attacker",
         fraction=SUITE.nulls.fraction if SUITE.nulls else 1,
-        architecture=options("architecture"),
+        architecture=null_architecture,
         schedule=flow(((SUITE.nulls and SUITE.nulls.training) or SUITE.training).model_dump()),
         seed=seed("null", "dataset", "architecture", "seed", "null"),
         data=subpath(input.data, parent=True),
