@@ -1,6 +1,7 @@
 """The command line: one sub-command a stage, each a thin shell around one function of `stages`."""
 
 import argparse
+import contextlib
 import errno
 import json
 import math
@@ -140,6 +141,18 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("report", _report, "rows -> tables, figures, HTML")
     sub.add_argument("--suite", type=Path, required=True)
     sub.add_argument("--results", type=Path, required=True)
+
+    sub = command("export", _export, "model -> ONNX file")
+    sub.add_argument("--model", type=Path, required=True, help="folder of a model")
+    sub.add_argument("--out", type=Path, required=True, help="the .onnx file to write")
+
+    sub = command("serve", _serve, "model -> HTTP service, as docs/http.md describes")
+    sub.add_argument("--model", type=Path, required=True, help="folder of a model")
+    sub.add_argument("--access", default="probabilities", help="what is shown of the probabilities")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on; by default only this machine is answered")
+    sub.add_argument("--port", type=int, default=8000, help="0: any free one")
+    sub.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    sub.add_argument("--threads", type=int, default=1, help="CPU threads")
 
     sub = command("check", _check, "validate a suite without running anything")
     sub.add_argument("suite", type=Path)
@@ -384,6 +397,27 @@ def _report(args: argparse.Namespace) -> None:
     from stealthmark.suite import read
 
     study(read(args.suite), args.results)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from stealthmark.onnxfile import export
+
+    export(args.model, args.out)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from stealthmark import architecture
+    from stealthmark.device import choose
+    from stealthmark.predictor import at_access, from_model
+    from stealthmark.server import address_of, server
+
+    device = choose(args.device, args.threads)
+    model, card = architecture.load(args.model, device)
+    shown = at_access(from_model(model, device), args.access)
+    shape = (card["channels"], card["size"], card["size"])
+    with server(shown, shape, args.host, args.port) as serving, contextlib.suppress(KeyboardInterrupt):
+        print(f"{args.model} at {address_of(serving)}, access {args.access}; Ctrl-C ends it", flush=True)
+        serving.serve_forever()
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from stealthmark import architecture, cli
 from stealthmark.errors import UserError
 from stealthmark.onnxfile import export
 from stealthmark.plugin import make
-from stealthmark.predictor import Limits, connect, from_model
+from stealthmark.predictor import Limits, connect
 
 CPU = torch.device("cpu")
 SHAPE = (3, 4, 4)
@@ -81,23 +81,6 @@ def test_a_graph_for_a_fixed_number_of_images_is_given_that_many(written, fixed)
     suspect = connect(written(HALF.replace("N", str(fixed))), SHAPE, CPU)
     torch.testing.assert_close(suspect(images()), images()[:, 0] / 2, rtol=0, atol=0)
     assert suspect.sent == 5, "what fills up a batch is no query"
-
-
-def test_an_exported_checkpoint_answers_as_its_network(tmp_path):
-    torch.manual_seed(0)
-    options = make("architecture", {"name": "unet", "weights": "random"}).options()
-    model = make("architecture", options).build(3, pretrained=False).train()
-    model(images(8, (3, 32, 32)))  # so that batch-norm has statistics of its own
-    architecture.save(model, architecture.card_for(options, 3, 32), tmp_path / "model")
-    assert cli.main(["export", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "model.onnx")]) == 0
-    asked = images(5, (3, 32, 32))
-    expected = from_model(model.eval(), CPU)(asked)
-    assert expected.std() > 1e-3, "a constant would show nothing"
-    suspect = connect(tmp_path / "model.onnx", (3, 32, 32), CPU, Limits(batch=3))
-    torch.testing.assert_close(suspect(asked), expected, rtol=0, atol=1e-5)
-    content = (tmp_path / "model.onnx").read_bytes()
-    assert os.path.dirname(cli.__file__).encode() not in content and b".py" not in content, "it names files of its maker"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.onnx"]
 
 
 def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path, capsys):

@@ -1,12 +1,17 @@
 """The predictor: what of an answer is believed, what is remembered, what is counted, and what is opened."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from stealthmark import architecture
+from stealthmark import architecture, cli
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
 from stealthmark.predictor import ACCESS, Limits, Querier, at_access, connect, from_model, probabilities
@@ -246,8 +251,9 @@ def test_the_numbers_of_a_network_are_its_own_to_the_last_digit():
 def folder(tmp_path_factory):
     torch.manual_seed(0)
     options = make("architecture", {"name": "unet", "weights": "random"}).options()
-    model = make("architecture", options).build(3, pretrained=False)
-    place = tmp_path_factory.mktemp("checkpoint")
+    model = make("architecture", options).build(3, pretrained=False).train()
+    model(images(8, shape=SHAPE))  # so that batch-norm has statistics of its own, and answers differ
+    place = tmp_path_factory.mktemp("checkpoint") / "model"
     architecture.save(model, architecture.card_for(options, 3, SHAPE[1]), place)
     return place
 
@@ -317,3 +323,40 @@ def test_an_empty_folder_is_no_suspect(tmp_path):
 def test_what_is_shown_must_be_known(folder):
     with pytest.raises(UserError, match="'percent'; allowed: probabilities, logits, labels"):
         connect(folder, SHAPE, CPU, shows="percent")
+
+
+# --- one model, three ways --------------------------------------------------------------------------------------------
+
+
+def test_folder_file_and_service_give_the_same_answers(folder, tmp_path, monkeypatch):
+    """Exported and served by the commands, the service in a process of its own."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    asked, file = images(5, shape=SHAPE), tmp_path / "model.onnx"
+    assert cli.main(["export", "--model", str(folder), "--out", str(file)]) == 0
+    content = file.read_bytes()
+    assert str(Path(cli.__file__).parent).encode() not in content and b".py" not in content, "it names files of its maker"
+    assert list(tmp_path.iterdir()) == [file], "something else was left"
+    command = [sys.executable, "-m", "stealthmark", "serve", "--model", folder, "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            url = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline()).group()
+            suspects = [connect(where, SHAPE, CPU, Limits(batch=2)) for where in (folder, file, url)]
+            first, *others = [suspect(asked) for suspect in suspects]
+        finally:
+            process.terminate()
+    assert first.std() > 1e-3, "a constant would show nothing"
+    for answers in others:
+        torch.testing.assert_close(answers, first, rtol=0, atol=1e-5)
+    assert [suspect.sent for suspect in suspects] == [5, 5, 5]
+
+
+def test_the_serving_command_ends_quietly(folder, monkeypatch, capsys):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", interrupted)
+    argv = ["serve", "--model", str(folder), "--port", "0", "--device", "cpu"]
+    assert cli.main([*argv, "--access", "label"]) == 0
+    assert re.fullmatch(r".* at http://127\.0\.0\.1:\d+/, access label; Ctrl-C ends it\n", capsys.readouterr().out)
+    assert cli.main([*argv, "--access", "gradients"]) == 1
+    assert "unknown access level 'gradients'; allowed: logits" in capsys.readouterr().err
