@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
             help="write a failure into the card and exit 0, so that others go on",
         )
 
+    sub = command("datasets", _datasets, "list every dataset: licence, address, and whether it is here")
+    sub.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds the datasets")
+
     sub = command("prepare", _prepare, "source -> arrays")
     sub.add_argument("--dataset", type=_plugin, required=True)
     sub.add_argument("--size", type=int, required=True, help="side of the square images in px")
@@ -260,6 +263,12 @@ def _checked(kind, options: dict, argument: str):
         return kind(**options)
     except ValidationError as error:
         raise UserError(f"{argument}: {explain(error, kind)}") from None
+
+
+def _datasets(args: argparse.Namespace) -> None:
+    from stealthmark.dataset import listing
+
+    print(listing(args.data_root))
 
 
 def _prepare(args: argparse.Namespace) -> None:

@@ -14,13 +14,17 @@ import pandas as pd
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from stealthmark import plugins
+from stealthmark.download import log
 from stealthmark.errors import UserError
-from stealthmark.plugin import Plugin
+from stealthmark.plugin import Plugin, make
 from stealthmark.progress import Progress
 
 #: The shares of groups: the owner trains on `owner`, fits detectors on `calibration`; the thief holds `attacker`
 #: (a third of all training groups); nobody trains on or chooses by `test`.
 SHARES = {"owner": 0.40, "calibration": 0.10, "attacker": 0.25, "test": 0.25}
+#: What `prepare` writes; `REQUEST` says what the others were made from.
+ARRAYS, REQUEST = ("images.npy", "masks.npy", "cases.csv", "manifest.json"), "request.sha256"
 
 
 class Manifest(BaseModel):
@@ -35,6 +39,8 @@ class Manifest(BaseModel):
     size: str
     foreground: str
     groups: str
+    split: str = "whole groups, drawn from the suite's seed; an official split, where there is one, is not used"
+    intensity: str = "8 bit, as stored"
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,10 @@ class DatasetContract(Plugin):
     manifest: ClassVar[Manifest]
     channels: ClassVar[int] = 3
 
+    def present(self) -> bool:
+        """Whether the data are here, without reading them; what is drawn from a seed always is."""
+        return True
+
     def index(self, seed: int) -> list[CaseRef]:
         """All cases, in a fixed order. Procedural sets draw from `seed`; real ones ignore it."""
         raise NotImplementedError
@@ -76,14 +86,15 @@ class Arrays:
 
     def share(self, *names: str) -> "Arrays":
         """The cases of the named shares (`owner`, `calibration`, `attacker`, `test`), in order."""
-        return self._at(np.flatnonzero(self.cases["share"].isin(names)))
+        return self.at(np.flatnonzero(self.cases["share"].isin(names)))
 
     def part(self, fraction: float, seed: int) -> "Arrays":
         """The cases of that fraction of the groups (one at least), drawn from `seed`, in order."""
         groups = np.random.default_rng(seed).permutation(sorted(self.cases["group_id"].unique()))
-        return self._at(np.flatnonzero(self.cases["group_id"].isin(groups[: max(1, round(fraction * len(groups)))])))
+        return self.at(np.flatnonzero(self.cases["group_id"].isin(groups[: max(1, round(fraction * len(groups)))])))
 
-    def _at(self, keep: np.ndarray) -> "Arrays":
+    def at(self, keep: np.ndarray) -> "Arrays":
+        """The cases at these rows, in their order, in memory."""
         return Arrays(self.images[keep], self.masks[keep], self.cases.iloc[keep].reset_index(drop=True), self.manifest)
 
 
@@ -120,7 +131,8 @@ def prepare(dataset: DatasetContract, size: int, seed: int, out: Path) -> None:
     """Source -> arrays, decoded once: `images.npy`, `masks.npy`, `cases.csv`, `manifest.json` in `out`.
 
     Case by case into memory-mapped files, so memory does not grow with the dataset. The folder appears whole or not at
-    all. Raises UserError for absent or inconsistent data and when the disk is full.
+    all. Returns at once when it holds what these options, size, seed and source files give. Raises UserError for absent or
+    inconsistent data and when the disk is full.
     """
     refs = dataset.index(seed)
     ids = [ref.case_id for ref in refs]
@@ -128,6 +140,10 @@ def prepare(dataset: DatasetContract, size: int, seed: int, out: Path) -> None:
         twice = next(i for i in ids if ids.count(i) > 1)
         raise UserError(f"the case_id {twice!r} occurs more than once")
     shares = split((ref.group_id for ref in refs), seed)
+    request = _request(dataset, refs, size, seed)
+    if all((out / name).exists() for name in (*ARRAYS, REQUEST)) and (out / REQUEST).read_text() == request:
+        log(f"{out} is prepared already, with these options, size, seed and source files")
+        return
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -136,11 +152,27 @@ def prepare(dataset: DatasetContract, size: int, seed: int, out: Path) -> None:
         if shutil.disk_usage(partial).free < needed:
             raise UserError(f"no disk space for {out}: {needed / 1e6:.0f} MB are needed")
         _write(dataset, refs, shares, size, partial)
+        (partial / REQUEST).write_text(request)
         out.mkdir(parents=True, exist_ok=True)
-        for file in sorted(partial.iterdir()):
-            os.replace(file, out / file.name)
+        (out / REQUEST).unlink(missing_ok=True)  # what follows replaces file by file
+        for name in (*ARRAYS, REQUEST):
+            os.replace(partial / name, out / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _request(dataset: DatasetContract, refs: list[CaseRef], size: int, seed: int) -> str:
+    """SHA-256 (hex) of all that the arrays depend on: options, size, seed, the cases with their files' sizes and times of
+    change, and the code that reads them."""
+    code = [Path(__file__), *sorted((Path(__file__).parent / "datasets").glob("*.py"))]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in code))
+    digest.update(repr((dataset.options(), size, seed, SHARES)).encode())
+    for ref in refs:
+        digest.update(repr(ref).encode())
+        parts = ref.source if isinstance(ref.source, tuple) else (ref.source,)
+        for file in (part for part in parts if isinstance(part, Path)):
+            digest.update(repr((file.stat().st_size, file.stat().st_mtime_ns)).encode())
+    return digest.hexdigest()
 
 
 def _write(dataset: DatasetContract, refs: list[CaseRef], shares: dict[str, str], size: int, folder: Path) -> None:
@@ -192,3 +224,21 @@ def load(folder: Path) -> Arrays:
             f"{folder} is not a prepared dataset: {Path(error.filename).name} is absent; run prepare first"
         ) from None
     return Arrays(images, masks, cases, manifest)
+
+
+def listing(data_root: Path) -> str:
+    """Every dataset plug-in as text: title, licence, address, and whether it is under `data_root`."""
+    blocks = []
+    for name in plugins.known("dataset"):
+        read = "data_root" in plugins.load("dataset", name).model_fields
+        dataset = make("dataset", {"name": name, **({"data_root": data_root} if read else {})})
+        manifest = dataset.manifest
+        here = "yes" if dataset.present() else f"no, not under {data_root}"
+        blocks.append(
+            f"{name}: {manifest.title}\n"
+            f"  present:         {here if read else 'drawn from a seed'}\n"
+            f"  redistributable: {'yes' if manifest.redistributable else 'no'}\n"
+            f"  licence:         {manifest.licence}\n"
+            f"  address:         {manifest.address}"
+        )
+    return "\n".join(blocks)

@@ -8,6 +8,7 @@ import stat
 from functools import cache
 from typing import Literal, get_args, get_origin
 
+import layouts
 import numpy as np
 import pytest
 import torch
@@ -53,7 +54,7 @@ by_black_box = pytest.mark.parametrize("options", BLACK_BOX, ids=shown)
 
 
 def test_every_plugin_of_the_library_is_found():
-    assert {"phantom-endoscopy", "phantom-cine", "kvasir-seg", "folder"} <= set(plugins.known("dataset"))
+    assert {"phantom-endoscopy", "phantom-cine", "kvasir-seg", "folder", *layouts.WRITERS} <= set(plugins.known("dataset"))
     assert "unet" in plugins.known("architecture")
     assert {"clean", "stealthmark", "badnets", "blended", "wanet"} <= set(plugins.known("method"))
     assert {"finetune", "prune"} <= set(plugins.known("attack"))
@@ -520,8 +521,11 @@ def test_unet_with_random_weights_does_not_hold_the_packaged_ones():
 
 @pytest.fixture(scope="module")
 def tiny_set(tmp_path_factory):
-    """Eight pairs of JPEG images and masks, as a folder of one's own or as a publisher lays them out."""
+    """Eight pairs of JPEG images and masks, as a folder of one's own lays them out, and beside them small sets of the
+    publishers' layouts."""
     root = tmp_path_factory.mktemp("set")
+    for write in layouts.WRITERS.values():
+        write(root)
     for kind in ("images", "masks"):
         (root / kind).mkdir()
     for case in range(8):

@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 
 from stealthmark import report
+from stealthmark.dataset import prepare
 from stealthmark.errors import UserError
+from stealthmark.plugin import make
 from stealthmark.report import examples, figures, reliability, results, style, tables
 
 ATTACKS = {"finetune": [1, 2, 3], "prune": [0.1, 0.2, 0.3, 0.5, 0.9]}
@@ -555,3 +557,15 @@ def test_clean_alone_is_a_table_without_figures(study):
     made = study(methods=["clean"], attacks={})
     made.examples = {}
     assert not any(path.suffix == ".png" for path in made.write())
+
+
+def test_a_prepared_dataset_has_a_contact_sheet_beside_its_manifest(study, tmp_path):
+    made = study(attacks={}, methods=METHODS[:2])
+    prepare(make("dataset", {"name": "phantom-cine", "groups": 8, "cases_per_group": 2}), 32, 1, tmp_path / "data")
+    rows, cases, provenance = made.load()
+    out = tmp_path / "out"
+    report.write(rows, cases, [], provenance, made.suite, out, prepared={"kvasir-seg": tmp_path / "data"})
+    html = (out / "report.html").read_text()
+    assert html.index('id="data"') < html.index('id="figure-contact-kvasir-seg"') < html.index('id="failures"')
+    assert "4 of the 4 test cases of Cine-MR phantom at 32 px" in html
+    assert (out / "figures" / "contact-kvasir-seg.png").exists()

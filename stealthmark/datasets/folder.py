@@ -15,6 +15,7 @@ from stealthmark.plugin import Plugin
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+WINDOWS_HIDDEN = "Thumbs.db"
 OWN = "the user's own"
 EXIF_ORIENTATION = 0x0112
 #: Masks saved as JPEG ring around edges. Pixels this far from both 0 and 255 are no ringing ...
@@ -60,6 +61,9 @@ class Dataset(Channels, DatasetContract):
             groups="from groups.csv" if grouped else "none given: each image is its own group",
         )
 
+    def present(self) -> bool:
+        return all((self.data_root.expanduser() / kind).is_dir() for kind in ("images", "masks"))
+
     def index(self, seed: int) -> list[CaseRef]:
         root = self.data_root.expanduser()
         found = pairs(root, ENDINGS)
@@ -72,29 +76,36 @@ class Dataset(Channels, DatasetContract):
 
 
 def pairs(root: Path, endings: frozenset[str]) -> dict[str, tuple[Path, Path]]:
-    """stem -> (image, mask) under `root/images` and `root/masks`, sorted by stem. Hidden files are left out.
+    """`paired` files of `root/images` and `root/masks`."""
+    return paired(root / "images", root / "masks", endings, endings)
+
+
+def paired(
+    image_folder: Path, mask_folder: Path, image_endings: frozenset[str], mask_endings: frozenset[str]
+) -> dict[str, tuple[Path, Path]]:
+    """stem -> (image, mask) of two folders, sorted by stem. Hidden files are left out.
 
     Raises UserError for an absent folder, an image without a mask or the reverse, two files with one stem, and a file
-    whose ending is not among `endings`.
+    whose ending is not among those of its folder.
     """
-    images, masks = _by_stem(root / "images", endings), _by_stem(root / "masks", endings)
+    images, masks = _by_stem(image_folder, mask_folder, image_endings), _by_stem(mask_folder, image_folder, mask_endings)
     for stem, image in images.items():
         if stem not in masks:
-            raise UserError(f"the image {image} has no mask: {root / 'masks'} holds no file with the stem {stem!r}")
+            raise UserError(f"the image {image} has no mask: {mask_folder} holds no file with the stem {stem!r}")
     for stem, mask in masks.items():
         if stem not in images:
-            raise UserError(f"the mask {mask} has no image: {root / 'images'} holds no file with the stem {stem!r}")
+            raise UserError(f"the mask {mask} has no image: {image_folder} holds no file with the stem {stem!r}")
     if not images:
-        raise UserError(f"{root / 'images'} holds no images; allowed endings: {', '.join(sorted(endings))}")
+        raise UserError(f"{image_folder} holds no images; allowed endings: {', '.join(sorted(image_endings))}")
     return {stem: (images[stem], masks[stem]) for stem in sorted(images)}
 
 
-def _by_stem(folder: Path, endings: frozenset[str]) -> dict[str, Path]:
+def _by_stem(folder: Path, other: Path, endings: frozenset[str]) -> dict[str, Path]:
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; images/ and masks/ are expected side by side")
+        raise UserError(f"there is no folder {folder}; images and masks are expected in it and in {other}")
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.name.startswith("."):
+        if file.name.startswith(".") or file.name == WINDOWS_HIDDEN:
             continue
         if not file.is_file() or file.suffix.lower() not in endings:
             raise UserError(f"{file} is not an image file; allowed endings: {', '.join(sorted(endings))}")
@@ -138,10 +149,15 @@ def read_groups(file: Path, cases: Iterable[str]) -> dict[str, str]:
 def read_pair(image: Path, mask: Path, channels: int, foreground: int | None) -> tuple[np.ndarray, np.ndarray]:
     """image uint8 (H, W, channels) and mask bool (H, W). Raises UserError, also when the two differ in size."""
     pixels, truth = read_image(image, channels), read_mask(mask, foreground)
+    check_sizes(image, pixels, mask, truth)
+    return pixels, truth
+
+
+def check_sizes(image: Path, pixels: np.ndarray, mask: Path, truth: np.ndarray) -> None:
+    """Raises UserError when an image (H, W, C) and its mask (H, W) differ in size."""
     if pixels.shape[:2] != truth.shape:
         (h, w), (mh, mw) = pixels.shape[:2], truth.shape
         raise UserError(f"the image {image} is {w} x {h} px and its mask {mask} is {mw} x {mh} px")
-    return pixels, truth
 
 
 def read_image(path: Path, channels: int) -> np.ndarray:
@@ -169,14 +185,8 @@ def read_mask(path: Path, foreground: int | None = None) -> np.ndarray:
     Binary: 0 and 1, or 0 and 255. JPEG masks, whose values ring, are thresholded at 127. Raises UserError for any other
     value, colour, transparency, and for a `foreground` where the mask is a JPEG.
     """
-    picture = _decode(path)
-    if picture.mode == "1" or picture.mode in ("L", "P", "I") or picture.mode.startswith("I;16"):
-        values = np.asarray(picture)
-    elif picture.mode in ("RGB", "RGBA", "LA"):
-        values = _grey(path, picture)
-    else:
-        raise UserError(f"the mask {path} has the pixel type {picture.mode!r}; allowed: grey or palette, 8 or 16 bit")
-    if picture.format == "JPEG":
+    values, is_jpeg = mask_values(path)
+    if is_jpeg:
         if foreground is not None:
             raise UserError(f"the mask {path} is a JPEG, which blurs values; foreground {foreground} needs masks as PNG")
         between = ((values >= JPEG_BETWEEN[0]) & (values <= JPEG_BETWEEN[1])).mean()
@@ -196,6 +206,18 @@ def read_mask(path: Path, foreground: int | None = None) -> np.ndarray:
             "allowed: 0 and 1, or 0 and 255, unless the option foreground chooses the value that is foreground"
         )
     return values > 0
+
+
+def mask_values(path: Path) -> tuple[np.ndarray, bool]:
+    """The values (H, W) of a grey or palette mask, 8 or 16 bit, and whether it is a JPEG. Raises UserError for others."""
+    picture = _decode(path)
+    if picture.mode == "1" or picture.mode in ("L", "P", "I") or picture.mode.startswith("I;16"):
+        values = np.asarray(picture)
+    elif picture.mode in ("RGB", "RGBA", "LA"):
+        values = _grey(path, picture)
+    else:
+        raise UserError(f"the mask {path} has the pixel type {picture.mode!r}; allowed: grey or palette, 8 or 16 bit")
+    return values, picture.format == "JPEG"
 
 
 def _grey(path: Path, picture: Image.Image) -> np.ndarray:

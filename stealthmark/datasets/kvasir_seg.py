@@ -49,6 +49,9 @@ class Dataset(DatasetContract):
     data_root: Path = Path("data")
     download: bool = True
 
+    def present(self) -> bool:
+        return self._root() is not None
+
     def index(self, seed: int) -> list[CaseRef]:
         root = self._root()
         if root is None:
