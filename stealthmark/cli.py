@@ -1,9 +1,11 @@
 """The command line: one sub-command a stage, each a thin shell around one function of `stages`."""
 
 import argparse
+import contextlib
 import errno
 import json
 import math
+import re
 import resource
 import secrets
 import shlex
@@ -11,18 +13,22 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
 from stealthmark.errors import UserError
 
+#: The exit status where a suspect was examined and ownership is not shown.
+NOT_SHOWN = 3
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status. A UserError is one sentence on standard error and status 1."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -31,7 +37,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: no disk space left{f' for {error.filename}' if error.filename else ''}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,30 +96,46 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--attack", type=_plugin, required=True)
     sub.add_argument("--seed", type=int, default=0)
 
-    def examined(sub: argparse.ArgumentParser) -> None:
+    def examined(sub: argparse.ArgumentParser, kind: Callable, alone: str = "") -> None:
         sub.add_argument(
             "--suspect",
             dest="suspects",
             action="append",
             required=True,
-            type=_suspect,
+            type=kind,
             metavar="SITUATION/ATTACK=FOLDER",
-            help="e.g. stolen/none=models/x or stolen/prune=suspects/x/prune; may be repeated",
+            help=f"{alone}e.g. stolen/none=models/x or stolen/prune=suspects/x/prune; may be repeated",
         )
 
-    sub = command("examine", _examine, "predictor + key + images -> evidence and segmentation quality")
+    sub = command("examine", _examine, "predictor + key + images -> evidence: of one suspect a certificate, of many a table")
     computing(sub)
-    sub.add_argument("--key", type=Path, help="the owner's key; without it only the quality is measured")
-    sub.add_argument("--claims", type=_mapping, help="what others may claim, e.g. '{keys: 20, epsilon: 0.03, steps: 100}'")
-    sub.add_argument("--seed", type=int, default=0, help="what the claims are drawn from")
-    examined(sub)
+    sub.add_argument("--key", type=Path, help="the owner's key; without it only the quality of many is measured")
+    alone = "one alone for a certificate (a model's folder, an .onnx file, an http address; exit status 3 where ownership is "
+    examined(sub, _target, alone + "not shown); or, of a study, ")
+    one = sub.add_argument_group("one suspect")
+    one.add_argument(
+        "--null",
+        dest="nulls",
+        action="append",
+        default=[],
+        metavar="[KIND=]FOLDER",
+        type=_null,
+        help="an independent model, or a folder of such, to rank the suspect among; may be repeated",
+    )
+    one.add_argument("--access", default="probabilities", help="what the suspect's answers are, e.g. label")
+    one.add_argument("--claimant", default="The holder of the key", help="who claims the suspect")
+    one.add_argument("--commitment", metavar="FILE", type=Path, help="the commitment as it was published, to be compared with")
+    one.add_argument("--limits", type=_mapping, default={}, help="e.g. '{budget: 500, batch: 16, timeout: 30, retries: 3}'")
+    many = sub.add_argument_group("many suspects, of a study")
+    many.add_argument("--claims", type=_mapping, help="what others may claim, e.g. '{keys: 20, epsilon: 0.03, steps: 100}'")
+    many.add_argument("--seed", type=int, default=0, help="what the claims are drawn from")
 
     sub = command("explain", _explain, "predictor + key + images -> which QR code explanations show, of anybody's model")
     computing(sub)
     sub.add_argument("--key", type=Path, required=True, help="the owner's key")
     sub.add_argument("--plan", type=_mapping, default={}, help="e.g. '{code: OWNER1, images: 3, queries: 512}'")
     sub.add_argument("--seed", type=int, default=0)
-    examined(sub)
+    examined(sub, _suspect)
 
     sub = command("collate", _collate, "evidence of all runs -> rows")
     sub.add_argument("--suite", type=Path, required=True)
@@ -123,6 +144,18 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("report", _report, "rows -> tables, figures, HTML")
     sub.add_argument("--suite", type=Path, required=True)
     sub.add_argument("--results", type=Path, required=True)
+
+    sub = command("export", _export, "model -> ONNX file")
+    sub.add_argument("--model", type=Path, required=True, help="folder of a model")
+    sub.add_argument("--out", type=Path, required=True, help="the .onnx file to write")
+
+    sub = command("serve", _serve, "model -> HTTP service, as docs/http.md describes")
+    sub.add_argument("--model", type=Path, required=True, help="folder of a model")
+    sub.add_argument("--access", default="probabilities", help="what is shown of the probabilities")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on; by default only this machine is answered")
+    sub.add_argument("--port", type=int, default=8000, help="0: any free one")
+    sub.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    sub.add_argument("--threads", type=int, default=1, help="CPU threads")
 
     sub = command("check", _check, "validate a suite without running anything")
     sub.add_argument("suite", type=Path)
@@ -164,6 +197,16 @@ def _suspect(text: str) -> tuple[str, str, Path]:
     if not (situation and attack and folder):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form SITUATION/ATTACK=FOLDER")
     return situation, attack, Path(folder)
+
+
+def _target(text: str) -> tuple[str, str, Path] | str:
+    """A suspect of a study, or one that is to be examined alone: whatever is not of the form of the first."""
+    return _suspect(text) if re.match(r"[a-z0-9.-]+/[a-z0-9.-]+=", text) else text
+
+
+def _null(text: str) -> tuple[str, Path]:
+    kind, equals, folder = text.rpartition("=")
+    return (kind if equals else "never marked"), Path(folder)
 
 
 def _computing(args: argparse.Namespace, card: str, needs: list[Path], run: Callable) -> None:
@@ -278,10 +321,15 @@ def _attack(args: argparse.Namespace) -> None:
     )
 
 
-def _examine(args: argparse.Namespace) -> None:
+def _examine(args: argparse.Namespace) -> int | None:
     from stealthmark import stages
     from stealthmark.claims import Plan
 
+    alone = [suspect for suspect in args.suspects if isinstance(suspect, str)]
+    if alone:
+        if len(args.suspects) > 1:
+            raise UserError(f"--suspect: {alone[0]!r} is examined alone; of a study it is SITUATION/ATTACK=FOLDER")
+        return _certify(args, alone[0])
     plan = None if args.claims is None else _checked(Plan, args.claims, "--claims")
     _computing(
         args,
@@ -289,6 +337,40 @@ def _examine(args: argparse.Namespace) -> None:
         _stolen(args.suspects),
         lambda device: stages.examine(args.data, args.key, args.suspects, args.out, device, plan, args.seed),
     )
+
+
+def _certify(args: argparse.Namespace, suspect: str) -> int:
+    from stealthmark import stages
+    from stealthmark.architecture import read_json
+    from stealthmark.certificate import HTML
+    from stealthmark.device import choose
+    from stealthmark.predictor import Limits
+
+    if args.key is None:
+        raise UserError("--key is needed to examine a suspect")
+    limits = _checked(Limits, args.limits, "--limits")
+    published = None
+    if args.commitment:
+        try:
+            published = args.commitment.name, str(read_json(args.commitment).get("commitment"))
+        except OSError as error:
+            raise UserError(f"cannot read {args.commitment}: {error.strerror}") from None
+    nulls = []
+    for kind, folder in args.nulls:
+        found = sorted(card.parent for card in folder.rglob(stages.CARD))
+        if not found:
+            raise UserError(f"--null: there is no model in {folder}")
+        nulls += [(kind, null) for null in found]
+    now = datetime.now(UTC).replace(microsecond=0)
+    device = choose(args.device, args.threads)
+    made = stages.certify(
+        args.data, args.key, suspect, nulls, args.access, args.claimant, published, now, args.out, device, limits
+    )
+    print(f"Ownership is {made.verdict}. {made.summary}")
+    for reason in made.reasons:
+        print(f"  {reason.state}: {reason.text}")
+    print(f"The certificate: {args.out / HTML}")
+    return 0 if made.verdict == "shown" else NOT_SHOWN
 
 
 def _stolen(suspects: list[tuple[str, str, Path]]) -> list[Path]:
@@ -324,6 +406,27 @@ def _report(args: argparse.Namespace) -> None:
     from stealthmark.suite import read
 
     study(read(args.suite), args.results)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from stealthmark.onnxfile import export
+
+    export(args.model, args.out)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from stealthmark import architecture
+    from stealthmark.device import choose
+    from stealthmark.predictor import at_access, from_model
+    from stealthmark.server import address_of, server
+
+    device = choose(args.device, args.threads)
+    model, card = architecture.load(args.model, device)
+    shown = at_access(from_model(model, device), args.access)
+    shape = (card["channels"], card["size"], card["size"])
+    with server(shown, shape, args.host, args.port) as serving, contextlib.suppress(KeyboardInterrupt):
+        print(f"{args.model} at {address_of(serving)}, access {args.access}; Ctrl-C ends it", flush=True)
+        serving.serve_forever()
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -7,23 +7,26 @@ says that it failed hands the status on instead of computing.
 import hashlib
 import json
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from stealthmark import architecture, claims, codes, dataset, metrics
+from stealthmark import architecture, certificate, claims, codes, dataset, metrics
 from stealthmark.architecture import CARD, read_json, write_json
 from stealthmark.attack import AttackContract
+from stealthmark.certificate import Certificate
 from stealthmark.dataset import Arrays
 from stealthmark.errors import UserError
-from stealthmark.evidence import fit_detector
+from stealthmark.evidence import ALPHA, MARGIN, conformal_p, detect, fit_detector, inside_p, owned
 from stealthmark.explain import Plan, both_ways
 from stealthmark.method import Answers, Batch, Key, MethodContract, Predictor, digest_of
 from stealthmark.plugin import make
-from stealthmark.predictor import at_access, from_model
+from stealthmark.predictor import Limits, at_access, connect, from_model
 from stealthmark.seeds import derive
 from stealthmark.training import Schedule, fit
 
@@ -242,6 +245,90 @@ def _claims(
     (suspect, _), (surrogate, _) = (_network(found[name][1], arrays, device) for name in ("stolen", "independent"))
     images, masks = _float(arrays), torch.from_numpy(np.array(arrays.masks)).float()
     return claims.every(method, key, from_model(suspect, device), surrogate, images, masks, plan, seed)
+
+
+def certify(
+    data: Path,
+    key_file: Path,
+    suspect: str,
+    nulls: list[tuple[str, Path]],
+    access: str,
+    claimant: str,
+    published: tuple[str, str] | None,
+    created: datetime,
+    out: Path,
+    device: torch.device,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+) -> Certificate:
+    """One suspect, a checkpoint folder, an ONNX file or a service (see `predictor.connect`) -> a certificate in `out`.
+
+    The suspect shows `access`; it and the `nulls`, (kind, checkpoint folder), are asked with the test share's images that the
+    key was committed with, each with and without the trigger; as many of them as the budget of `limits` allows, evenly
+    spread. `published`: (where, SHA-256) of the commitment as it was published. Nothing is fitted.
+
+    Raises UserError where the key is not the one committed to, here or there, has no detector for that access level, or an
+    answer cannot be relied on: then there is no certificate, neither for nor against.
+    """
+    key = Key.read(key_file)
+    if published and published[1] != key.commitment():
+        raise UserError(f"the commitment in {published[0]} is {published[1]}, that of {key_file} is {key.commitment()}")
+    if access not in key.detectors:
+        raise UserError(f"{key_file} has no detector for the access level {access!r}; it has: {', '.join(key.detectors)}")
+    method: MethodContract = make("method", key.method)
+    arrays = dataset.load(data).share("test")
+    images = _float(arrays)
+    if key.images and key.images != digest_of(images):
+        raise UserError(f"the test images in {data} are not those that {key_file} was committed with")
+    most = len(images) if limits.budget is None else limits.budget // 2
+    if most < 1:
+        raise UserError(f"a budget of {limits.budget} is less than the two queries that one image takes")
+    some = _spread(len(images), most)
+    asked, groups = images[some], arrays.cases["group_id"].to_numpy()[some]
+    shows = {"label": "labels", "logits": "logits"}.get(access, "probabilities")
+    predictor = connect(suspect, key.shape, device, limits, shows)
+    detector = key.detectors[access]
+    found = _scores(method.query(at_access(predictor, access), key, asked), detector.threshold)
+    pool = []
+    for kind, folder in nulls:
+        model, _ = _network(folder, arrays, device)
+        answers = method.query(at_access(from_model(model, device), access), key, asked).triggered.double().numpy()
+        rate = float(detect(answers, detector.threshold).mean())
+        pool.append(certificate.Null(name=str(folder), score=float(answers.mean()), rate=rate, kind=kind))
+    hit, alarm = (detect(found[f"score_{name}"], detector.threshold) for name in ("triggered", "benign"))
+    p_model = conformal_p(float(found["score_triggered"].mean()), np.array([null.score for null in pool])) if pool else None
+    p_inside = inside_p(hit, alarm, groups)
+    made = Certificate(
+        claimant=claimant,
+        created=created,
+        commitment=certificate.Commitment(sha256=key.commitment(), published=published[0] if published else None),
+        method=certificate.Mark.of(key, type(method).citation),
+        suspect=certificate.Suspect(**told_of(suspect)),
+        access=access,
+        queries=certificate.Queries(images=len(some), patients=len(np.unique(groups)), sent=predictor.sent),
+        scores=certificate.Scores.of(found["score_triggered"], found["score_benign"], detector.threshold, groups),
+        nulls=tuple(pool),
+        p_model=p_model,
+        p_inside=p_inside,
+        alpha=ALPHA,
+        margin=MARGIN,
+        verdict="shown" if p_model is not None and owned(p_model, p_inside) else "not shown",
+        software=certificate.software(),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    certificate.write(made, out)
+    return made
+
+
+def told_of(suspect: str) -> dict:
+    """Name, kind and digest of a suspect, for its certificate: of an address the host and path, of a file its last name."""
+    if "://" in suspect:
+        address = urlsplit(suspect)
+        return {"name": f"{address.hostname}{address.path}", "kind": "http"}
+    path = Path(suspect)
+    file = path / architecture.WEIGHTS if path.is_dir() else path
+    kind = "checkpoint" if path.is_dir() else "onnx"
+    with file.open("rb") as opened:
+        return {"name": path.resolve().name, "kind": kind, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
 
 def _spread(n: int, most: int) -> np.ndarray:

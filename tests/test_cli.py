@@ -173,7 +173,8 @@ def test_an_option_that_is_no_mapping_is_a_usage_error(place, tmp_path, capsys, 
 
 def test_a_suspect_in_another_form_is_a_usage_error(place, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        run("examine", "--data", place / "data", "--out", tmp_path / "out", "--suspect", place / "clean")
+        suspect = ["--key", place / "keys/mine.json", "--suspect", place / "clean"]
+        run("explain", "--data", place / "data", "--out", tmp_path / "out", *suspect)
     assert end.value.code == 2 and "SITUATION/ATTACK=FOLDER" in capsys.readouterr().err
 
 

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from stealthmark.claims import NAMES
+
 ROOT = Path(__file__).parents[1]
 SUITES = sorted((ROOT / "benchmarks").glob("*.yaml"))
 
@@ -151,22 +153,27 @@ def test_a_study_that_is_killed_goes_on_and_gives_the_tables_of_one_that_was_not
     assert set(loud["status"]) == {"ok"}
     assert {"dice", "dice_triggered", "auc", "vs", "asr", "fpr", "fnr", "auroc", "chi2_p"} <= set(loud["metric"])
     assert set(loud["attack"]) == {"none", "finetune", "prune"}
-    assert set(loud["situation"]) == {"stolen", "independent", "null-0", "null-1", "null-stealthmark"}
-    ranked = loud[loud["metric"] == "p_model"]
-    assert len(ranked) == 2 * 5 and (ranked["n"] == 3).all() and ranked["value"].isin([0.25, 0.5, 0.75, 1]).all()
+    nulls = {"null-0", "null-1", "null-stealthmark", "null-key-0"}
+    shown = loud[~loud["metric"].str.contains("gated|lime")]
+    assert set(shown["situation"]) == {"stolen", "independent", *NAMES, *nulls}
+    ranked = loud[loud["metric"] == "p_model"].set_index("situation")
+    others, pool = ranked[~ranked.index.isin(nulls)], ranked[ranked.index.isin(nulls)]
+    assert len(others) == 2 * 10 and (others["n"] == 4).all() and others["value"].isin([0.2, 0.4, 0.6, 0.8, 1]).all()
+    assert len(pool) == 2 * 4 and (pool["n"] == 3).all() and pool["value"].isin([0.25, 0.5, 0.75, 1]).all()
+    assert {"bit_error_gated-qr", "bit_error_lime"} <= set(loud["metric"])
     broken = rows[rows["method"] == "broken"]
     assert len(broken) == 1
     assert "loss became nan at step 1" in broken["status"].iloc[0]
 
     page = (results / "report.html").read_text()
-    for table in ("main", "robustness", "false_claims", "access", "ownership"):
+    for table in ("main", "robustness", "false_claims", "access", "ownership", "verdicts", "situations", "explanations"):
         assert "loud" in (results / f"tables/{table}.csv").read_text(), table
     assert "loud" in page
     assert "loss became nan" in page
     assert (results / "keys/phantom-endoscopy/unet/0/loud.json").stat().st_mode & 0o077 == 0
 
     seen = json.loads((results / "provenance.json").read_text())
-    assert seen["stages"]["models"]["jobs"] == 7
+    assert seen["stages"]["models"]["jobs"] == 10
     assert seen["datasets"]["phantom-endoscopy"]["cases"] == 24
 
     again = snakemake(clone, *args)

@@ -1,0 +1,539 @@
+"""HTTP: the client against services that misbehave on purpose, the reference server against requests that do."""
+
+import contextlib
+import http.client
+import io
+import itertools
+import os
+import pickle
+import shutil
+import ssl
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stealthmark import remote
+from stealthmark.errors import UserError
+from stealthmark.predictor import Limits, at_access, connect, from_model
+from stealthmark.remote import HEADER, NPY, from_npy, to_npy
+from stealthmark.server import address_of, server
+
+CPU = torch.device("cpu")
+SHAPE = (3, 4, 4)
+ONCE = Limits(retries=0)
+
+
+@pytest.fixture(autouse=True)
+def slept(monkeypatch) -> list[float]:
+    """How long the client would have slept; it does not. Nor does it ask a proxy for a server of this machine."""
+    slept = []
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", slept.append)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return slept
+
+
+def images(n: int = 5, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> Tensor:
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def half(batch: Tensor) -> Tensor:
+    return batch[:, 0] / 2
+
+
+@contextlib.contextmanager
+def running(serving: ThreadingHTTPServer):
+    """The server's address, while it serves."""
+    thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield address_of(serving)
+    finally:
+        serving.shutdown()
+        thread.join()
+        serving.server_close()
+
+
+class Service:
+    """A service that answers request after request by the functions in `script`, the last one for ever."""
+
+    def __init__(self, *script):
+        self.script, self.requests, self.over = [*script], [], threading.Event()
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                service.requests.append((self.path, dict(self.headers), body))
+                script = service.script
+                (script.pop(0) if len(script) > 1 else script[0])(self, body, service)
+                self.close_connection = True
+
+            def log_message(self, *args):
+                pass
+
+        self.serving = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def __enter__(self):
+        self._running = running(self.serving)
+        self.url = self._running.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.over.set()
+        self._running.__exit__(*error)
+
+    def ask(self, limits: Limits = ONCE, shows: str = "probabilities", n: int = 5) -> Tensor:
+        return connect(self.url, SHAPE, CPU, limits, shows)(images(n))
+
+    def refuses(self, limits: Limits = ONCE, shows: str = "probabilities") -> str:
+        """The sentence in which asking ends."""
+        with pytest.raises(UserError) as error:
+            self.ask(limits, shows)
+        assert str(error.value).startswith(self.url) and "\n" not in str(error.value)
+        return str(error.value)
+
+
+def reply(status: int, content: bytes = b"", length: int | None = None, **headers: str):
+    """Answer so, whatever is asked."""
+
+    def answer(handler, body, service):
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", str(len(content) if length is None else length))
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        with contextlib.suppress(ConnectionError):  # the client may have hung up, as it should
+            handler.wfile.write(content)
+
+    return answer
+
+
+def array(change=lambda answer: answer):
+    """Answer with half of the first channel, changed."""
+    return lambda handler, body, service: reply(200, to_npy(change(from_npy(body)[:, 0] / 2)))(handler, body, service)
+
+
+def silent(handler, body, service):
+    service.over.wait()
+
+
+# --- the protocol -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_sent_and_what_comes_back():
+    with Service(array()) as service:
+        suspect = connect(service.url, SHAPE, CPU, Limits(batch=2))
+        torch.testing.assert_close(suspect(images()), half(images()), rtol=0, atol=0)
+        suspect(images().flip(0))
+        assert suspect.sent == 5
+    paths, headers, bodies = zip(*service.requests, strict=True)
+    assert paths == ("/",) * 3 and all(sent["Content-Type"] == NPY for sent in headers)
+    sent = [np.load(io.BytesIO(body), allow_pickle=False) for body in bodies]
+    assert [part.dtype.str for part in sent] == ["<f4"] * 3
+    assert np.array_equal(np.concatenate(sent), images().numpy())
+
+
+@pytest.mark.parametrize(
+    "change, shows, expected",
+    [
+        (lambda a: a.astype(np.float64)[:, None], "probabilities", half(images())),
+        (lambda a: np.stack([1 - a, a], 1), "probabilities", half(images())),
+        (lambda a: np.asfortranarray(a), "probabilities", half(images())),
+        (lambda a: a.astype(">f4"), "logits", half(images()).sigmoid()),
+        (lambda a: a > 0.25, "labels", (half(images()) > 0.25).float()),
+    ],
+)
+def test_the_forms_an_answer_may_have(change, shows, expected):
+    with Service(array(change)) as service:
+        torch.testing.assert_close(service.ask(shows=shows), expected)
+
+
+def test_a_budget_counts_images_and_sends_nothing_beyond():
+    with Service(array()) as service:
+        suspect = connect(service.url, SHAPE, CPU, Limits(batch=2, budget=6))
+        suspect(images(5))
+        with pytest.raises(UserError, match="budget allows 6"):
+            suspect(images(2, seed=1))
+        assert len(service.requests) == 3
+        suspect(torch.cat([images(5), images(1, seed=1)]))
+        assert suspect.sent == 6
+
+
+# --- services that are busy, absent or slow ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", remote.BUSY)
+def test_a_busy_service_is_asked_again(status):
+    with Service(reply(status, Retry_After="0"), reply(status, Retry_After="0"), array()) as service:
+        suspect = connect(service.url, SHAPE, CPU, Limits(retries=2, budget=5))
+        torch.testing.assert_close(suspect(images()), half(images()), rtol=0, atol=0)
+        assert len(service.requests) == 3 and suspect.sent == 5, "a request that is repeated counts once"
+
+
+def test_a_service_that_hangs_up_is_asked_again():
+    with Service(lambda handler, body, service: None, array()) as service:
+        torch.testing.assert_close(service.ask(Limits(retries=1)), half(images()), rtol=0, atol=0)
+
+
+def test_a_service_that_stays_busy_is_given_up():
+    with Service(reply(503, Retry_After="0")) as service:
+        assert "answers with the status 503; allowed: 200" in service.refuses(Limits(retries=2))
+        assert len(service.requests) == 3
+
+
+def test_how_long_to_wait_is_for_the_service_to_say_up_to_the_timeout(slept):
+    with Service(reply(429, Retry_After="3"), reply(429, Retry_After="86400"), reply(502), reply(502), array()) as service:
+        service.ask(Limits(retries=4, timeout=70))
+    assert slept[:2] == [3, 70] and len(slept) == 4 and 0 < slept[2] < slept[3] <= 70
+
+
+@pytest.mark.parametrize("status", [201, 204, 400, 401, 404, 413, 500, 501])
+def test_any_other_status_ends_it_at_once(status):
+    with Service(reply(status), array()) as service:
+        assert f"answers with the status {status}; allowed: 200" in service.refuses(Limits(retries=3))
+        assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_images_go_nowhere_but_to_the_address_that_was_given(status):
+    with Service(array()) as other, Service(reply(status, Location=other.url)) as service:
+        assert f"status {status} (to '{other.url}')" in service.refuses()
+        assert other.requests == [] and len(service.requests) == 1
+
+
+def test_nobody_listens():
+    with Service(array()) as service:
+        url = service.url
+    with pytest.raises(UserError, match=f"{url} cannot be asked.*Connection refused"):
+        connect(url, SHAPE, CPU, ONCE)(images())
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_service_that_stays_silent(retries):
+    with Service(silent) as service:
+        assert "gives no answer within 0.05 s" in service.refuses(Limits(timeout=0.05, retries=retries))
+
+
+def test_a_service_that_falls_silent_within_its_answer():
+    def starts(handler, body, service):
+        reply(200, b"\x93NUMPY", length=1000)(handler, body, service)
+        silent(handler, body, service)
+
+    with Service(starts) as service:
+        assert "gives no answer within 0.05 s" in service.refuses(Limits(timeout=0.05, retries=0))
+
+
+def test_a_service_that_answers_in_drops(monkeypatch):
+    """Each drop comes in time, all of them together do not."""
+    clock = itertools.count(step=40)
+    monkeypatch.setattr(remote, "monotonic", lambda: next(clock))
+
+    def drip(handler, body, service):
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while not service.over.is_set():
+                handler.wfile.write(b"1\r\nx\r\n")
+
+    with Service(drip) as service:
+        assert "gives no answer within 100 s" in service.refuses(Limits(timeout=100, retries=0, pixel_bytes=10**9))
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="there is no openssl here to make a certificate")
+def test_a_certificate_that_cannot_be_verified(tmp_path):
+    made = subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            "key",
+            "-out",
+            "cert",
+            "-subj",
+            "/CN=127.0.0.1",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    assert made.returncode == 0
+    with Service(array()) as service:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+        service.serving.socket = context.wrap_socket(service.serving.socket, server_side=True)
+        service.url = service.url.replace("http:", "https:")
+        assert "has no certificate that can be verified" in service.refuses()
+        assert service.requests == []
+
+
+def test_secrets_in_an_address_are_used_and_never_printed():
+    with Service(reply(403)) as service:
+        url = service.url.replace("://", "://user:secret@") + "x?token=hidden"
+        with pytest.raises(UserError) as error:
+            connect(url, SHAPE, CPU, ONCE)(images())
+        assert str(error.value).startswith(f"{service.url}x answers with the status 403")
+        assert "secret" not in str(error.value) and "hidden" not in str(error.value)
+        (path, headers, _), *_ = service.requests
+        assert path == "/x?token=hidden" and headers["Authorization"].startswith("Basic ")
+    with pytest.raises(UserError) as error:
+        connect(url, SHAPE, CPU, ONCE)(images())
+    assert "secret" not in str(error.value) and "hidden" not in str(error.value)
+
+
+# --- answers that are none --------------------------------------------------------------------------------------------
+
+
+class Trap:
+    """Unpickling it leaves a trace."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_a_pickle_is_never_loaded(tmp_path):
+    trap = Trap(tmp_path / "sprung")
+    wrapped, zipped = io.BytesIO(), io.BytesIO()
+    np.save(wrapped, np.array([trap], object), allow_pickle=True)
+    np.savez(zipped, answer=np.array([trap], object))
+    torch.save(trap, torch_saved := io.BytesIO())
+    for body in (pickle.dumps(trap), wrapped.getvalue(), zipped.getvalue(), torch_saved.getvalue()):
+        with Service(reply(200, body)) as service:
+            assert "answers with something else than probabilities" in service.refuses()
+        assert not (tmp_path / "sprung").exists()
+    np.load(io.BytesIO(wrapped.getvalue()), allow_pickle=True)
+    assert (tmp_path / "sprung").exists(), "the trap does not work"
+
+
+ANSWER = to_npy(half(images()).numpy())
+
+
+def lying(shape: str, descr: str = "<f4", rest: bytes = bytes(320)) -> bytes:
+    """An .npy file with that in its header."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + rest
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        (b"", ["not an .npy array"]),
+        (b"<html>no</html>", ["not an .npy array"]),
+        (ANSWER[:-1], ["319 bytes", "(5, 4, 4) of float32"]),
+        (ANSWER[:60], ["not an .npy array"]),
+        (ANSWER + b"\0", ["321 bytes"]),
+        (lying("(5, 4, 4000000000000)"), ["320 bytes"]),
+        (lying("(-5, -4, 4)"), ["(-5, -4, 4)"]),
+        (lying("(5, 4, 4)", "|O"), ["array of object"]),
+        (lying("(5, 4, 4)", "<U1"), ["not of bools or numbers"]),
+        (lying("(5, 4, 4)", "<M8[s]"), ["not of bools or numbers"]),
+        (lying("5"), ["not an .npy array"]),
+        (lying("(5, 4, 'x')"), ["not an .npy array"]),
+        (lying("(" * 3000), ["not an .npy array"]),
+        (to_npy(np.zeros((5, 4, 4), complex)), ["complex128"]),
+        (to_npy(np.zeros((4, 4, 4))), ["the shape (4, 4, 4)"]),
+        (to_npy(np.zeros((5, 4, 5))), ["the shape (5, 4, 5)"]),
+        (to_npy(np.full((5, 4, 4), np.nan)), ["not finite"]),
+        (to_npy(np.full((5, 4, 4), 7.0)), ["from 7 to 7"]),
+        (to_npy(np.zeros((5, 4, 4), np.uint8)), ["uint8"]),
+    ],
+)
+def test_an_answer_of_another_kind(body, words):
+    with Service(reply(200, body)) as service:
+        sentence = service.refuses()
+        assert all(word in sentence for word in words), sentence
+
+
+@given(st.data())
+def test_no_header_makes_anything_but_a_sentence(data):
+    """An .npy file with some bytes changed is an array of the bytes it has, or refused."""
+    body = bytearray(ANSWER[:128] + bytes(8))
+    for place in data.draw(st.lists(st.integers(0, 127), max_size=4)):
+        body[place] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ValueError):
+        assert from_npy(bytes(body)).nbytes <= 8
+
+
+def test_an_answer_shorter_than_it_says():
+    with Service(reply(200, ANSWER[:-100], length=len(ANSWER))) as service:
+        assert "breaks off its answer: IncompleteRead" in service.refuses()
+
+
+def test_a_compressed_answer_is_not_unpacked():
+    import gzip
+
+    with Service(reply(200, gzip.compress(ANSWER), Content_Encoding="gzip")) as service:
+        assert "not an .npy array" in service.refuses()
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_an_answer_that_never_ends_is_read_no_further_than_one_could_be(chunked):
+    """5 images of 4 x 4 px, 16 bytes a pixel, and the header."""
+    written, block = [], bytes(1 << 16)
+
+    def endless(handler, body, service):
+        handler.send_response(200)
+        handler.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(1 << 50))))
+        handler.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while not service.over.is_set():
+                handler.wfile.write(b"10000\r\n" + block + b"\r\n" if chunked else block)
+                written.append(len(block))
+
+    with Service(endless) as service:
+        most = 5 * 16 * 16 + HEADER
+        assert f"more than {most} bytes; allowed for this request: {most}" in service.refuses()
+    assert sum(written) < 1 << 27, "what is not read stays in the network's buffers"
+
+
+def test_how_large_an_answer_may_be_is_a_limit():
+    body = to_npy(half(images()).numpy()) + bytes(HEADER)
+    with Service(reply(200, body)) as service:
+        assert "more than" in service.refuses(Limits(retries=0, pixel_bytes=1))
+        assert "its header says" in service.refuses(Limits(retries=0, pixel_bytes=16))
+
+
+# --- the reference server ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level, shown", [("probabilities", half), ("label", lambda batch: (half(batch) > 0.5).float())])
+def test_the_server_shows_what_its_access_level_allows(level, shown):
+    with running(server(at_access(half, level), SHAPE, port=0)) as url:
+        assert url.startswith("http://127.0.0.1:")
+        found = connect(url, SHAPE, CPU, Limits(batch=2), "labels" if level == "label" else "probabilities")(images())
+        torch.testing.assert_close(found, shown(images()), rtol=0, atol=0)
+
+
+def post(url: str, body: bytes, path: str = "/", method: str = "POST", **headers: str) -> tuple[int, str]:
+    """Status and body of one request; headers as given and no others."""
+    connection = http.client.HTTPConnection(*url.removeprefix("http://").rstrip("/").split(":"), timeout=60)
+    with contextlib.closing(connection):
+        connection.putrequest(method, path, skip_accept_encoding=True)
+        for name, value in headers.items():
+            connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode("latin-1")
+
+
+def asked(url: str, body: bytes) -> tuple[int, str]:
+    return post(url, body, Content_Type=NPY, Content_Length=str(len(body)))
+
+
+GOOD = to_npy(images(2).numpy())
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        (b"", ["not an .npy array"]),
+        (b"{}", ["not an .npy array"]),
+        (GOOD[:-4], ["380 bytes", "(2, 3, 4, 4) of float32"]),
+        (pickle.dumps([1]), ["not an .npy array"]),
+        (lying("(1,)", "|O"), ["array of object"]),
+        (to_npy(images(2).double().numpy()), ["float64 (2, 3, 4, 4); allowed: float32 (B, 3, 4, 4), B from 1 to 8"]),
+        (to_npy(images(2)[:, :1].numpy()), ["float32 (2, 1, 4, 4)"]),
+        (to_npy(images(2)[0].numpy()), ["float32 (3, 4, 4)"]),
+        (to_npy(images(0).numpy()), ["(0, 3, 4, 4)"]),
+        (to_npy(images(9).numpy()), ["(9, 3, 4, 4)"]),
+        (to_npy(images(2).numpy() * 255), ["values from", "allowed: 0 to 1"]),
+        (to_npy(images(2).numpy() - 1), ["values from -"]),
+        (to_npy(np.full((1, *SHAPE), np.nan, np.float32)), ["values from nan to nan"]),
+    ],
+)
+def test_the_server_answers_a_malformed_body_with_one_sentence(body, words):
+    with running(server(half, SHAPE, port=0, most=8)) as url:
+        status, sentence = asked(url, body)
+        assert status == 400 and sentence.count("\n") == 1 and all(word in sentence for word in words), sentence
+        assert asked(url, GOOD)[0] == 200, "it does not answer any more"
+
+
+@pytest.mark.parametrize(
+    "how, status, words",
+    [
+        ({"Content_Type": NPY}, 411, "Content-Length is ''"),
+        ({"Content_Type": NPY, "Content_Length": "-1"}, 411, "'-1'"),
+        ({"Content_Type": NPY, "Content_Length": "1e3"}, 411, "'1e3'"),
+        ({"Content_Type": NPY, "Content_Length": "0" * 20 + "9" * 20}, 411, "allowed: the number of bytes"),
+        ({"Content_Type": NPY, "Content_Length": str(8 * 192 + HEADER + 1)}, 413, f"allowed: {8 * 192 + HEADER}"),
+        ({"Content_Type": "text/plain", "Content_Length": "1"}, 415, "'text/plain'; allowed: application/x-npy"),
+        ({"Content_Type": NPY, "Content_Length": "0", "path": "/admin"}, 404, "allowed: '/'"),
+        ({"method": "GET"}, 405, "float32 (B, 3, 4, 4)"),
+    ],
+)
+def test_the_server_refuses_before_it_reads(how, status, words):
+    with running(server(half, SHAPE, port=0, most=8)) as url:
+        found, sentence = post(url, b"", **how)
+        assert found == status and words in sentence and sentence.count("\n") == 1
+
+
+def test_what_the_model_cannot_answer_is_the_servers_fault(capfd):
+    def fails(batch: Tensor) -> Tensor:
+        raise (UserError if batch.shape[0] == 1 else RuntimeError)("the inside\nof the model")
+
+    with running(server(fails, SHAPE, port=0)) as url:
+        assert asked(url, to_npy(images(1).numpy())) == (500, "the inside\nof the model\n")
+        assert asked(url, GOOD) == (500, "the model failed: RuntimeError\n"), "it tells of its inside"
+    assert "RuntimeError: the inside" in capfd.readouterr().err, "whoever runs it sees why"
+
+
+def test_predictions_are_made_one_at_a_time(monkeypatch):
+    """The first is held up until all requests have been read, and lets the other threads run."""
+    read, all_read, inside, most = [], threading.Event(), [], []
+
+    def reading(body: bytes) -> np.ndarray:
+        read.append(1)
+        if len(read) == 8:
+            all_read.set()
+        return from_npy(body)
+
+    def predict(batch: Tensor) -> Tensor:
+        inside.append(1)
+        assert all_read.wait(60)
+        for _ in range(10):
+            os.sched_yield()
+        most.append(len(inside))
+        inside.pop()
+        return half(batch)
+
+    monkeypatch.setattr("stealthmark.server.from_npy", reading)
+    with running(server(predict, SHAPE, port=0)) as url:
+        threads = [threading.Thread(target=asked, args=(url, GOOD)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert most == [1] * 8
+
+
+def test_where_it_cannot_listen():
+    with server(half, SHAPE, port=0) as first, pytest.raises(UserError, match="cannot listen on 127.0.0.1:"):
+        server(half, SHAPE, port=first.server_address[1])
+    for host, port in (("127.0.0.1", 70000), ("no such host", 0)):
+        with pytest.raises(UserError, match=f"cannot listen on {host}:{port}: "):
+            server(half, SHAPE, host, port)
+
+
+def test_a_served_network_is_asked_once_for_an_image():
+    predictor = from_model(torch.nn.Conv2d(3, 1, 1), CPU)
+    with running(server(predictor, SHAPE, port=0)) as url:
+        for _ in range(2):
+            connect(url, SHAPE, CPU)(images(3))
+    assert predictor.sent == 3
