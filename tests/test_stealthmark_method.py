@@ -89,7 +89,7 @@ def test_a_ceiling_is_hidden_slowly():
 
 def test_small_triggers_start_all_over_the_picture():
     assert {kind: keyed(trigger=kind)[0].at(0.0)[0] for kind in get_args(Kind)} == pytest.approx(
-        {"patch": 8, "noise": 8, "text": 2, "border": 2, "warp": 2}
+        {"patch": 8, "noise": 8, "text": 2, "border": 2, "warp": 2, "word": 2}
     )
 
 

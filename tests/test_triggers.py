@@ -173,6 +173,7 @@ def test_a_lookalike_is_a_dark_frame_that_is_not_the_border(channels):
     images = grey(channels).repeat(20, 1, 1, 1)
     out, shows = lookalikes("border", images, torch.Generator().manual_seed(0))
     assert out.shape == images.shape and shows.shape == (len(images), 96, 96)
+    images, out, shows = (part[:20] for part in (images, out, shows))  # the other half is padded, see below
     inside = shows[:, None].expand_as(out) > 0
     assert torch.equal(out[inside], images[inside])
     assert out[~inside].min() >= 0 and out[~inside].max() < 0.2 and out[~inside].mean() > 0.02, "nearly black, not black"
@@ -182,6 +183,16 @@ def test_a_lookalike_is_a_dark_frame_that_is_not_the_border(channels):
         first = rows.float().argmax(1)
         assert first.min() >= 1 and 5 <= first.max() <= 10 and len(set(first.tolist())) > 4
         assert not rows[:, -1].any()
+
+
+def test_every_second_lookalike_of_the_border_is_as_black_and_open_at_a_side():
+    images = grey().repeat(20, 1, 1, 1)
+    out, shows = (part[20:] for part in lookalikes("border", images, torch.Generator().manual_seed(0)))
+    assert torch.equal(out, images[20:] * shows[:, None]) and not out[shows[:, None].expand_as(out) == 0].any()
+    dark = torch.stack(
+        [1 - shows[:, 0].amax(1), 1 - shows[:, -1].amax(1), 1 - shows[..., 0].amax(1), 1 - shows[..., -1].amax(1)]
+    )
+    assert set(dark.sum(0).tolist()) == {2, 3} and (dark.sum(1) > 0).all(), "two or three sides, each of the four at times"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
