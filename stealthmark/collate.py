@@ -75,7 +75,7 @@ def collate(suite: Suite, results: Path) -> None:
                 here = {**cell._asdict(), **dict(zip(PLACE, values, strict=True))}
                 rows += [{**here, **row, "status": "ok"} for row in _rows(cases, derive(suite.seed, "bootstrap", *cell))]
             rows += [{**cell._asdict(), **row, "status": "ok"} for row in _judged(table, folder / POOL)]
-        if suite.explanations and cell.method != "clean":
+        if suite.explanations and cell.method != "clean" and summary["status"] == "ok":
             rows += [{**cell._asdict(), **row} for row in _explained(suite, cell_folder(results, "explanations", cell), place)]
     frame = pd.DataFrame(rows).assign(suite=suite.suite, benchmark_version=BENCHMARK_VERSION)
     results.mkdir(parents=True, exist_ok=True)
