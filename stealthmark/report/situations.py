@@ -193,7 +193,7 @@ def verdict_map(results: Results) -> Drawing:
     return Drawing("verdicts", "In which situations ownership is shown", figure, caption)
 
 
-def _wrapped(title: str, most: int = 12) -> str:
+def _wrapped(title: str, most: int = 11) -> str:
     lines = [""]
     for word in title.replace("\n", " ").split(" "):
         if lines[-1] and len(lines[-1]) + 1 + len(word) > most:
@@ -223,7 +223,7 @@ def access_lines(results: Results) -> Drawing:
                     lost.append(method)
         names = [_wrapped(style.access_name(level), 9) for level in results.accesses]
         ax.set_xticks(range(len(names)), names, fontsize=9.5)
-        ax.set(title=results.title(panel), ylim=(-0.05, 1.08))
+        ax.set(title=results.title(panel), xlim=(-0.6, len(names) - 0.4), ylim=(-0.05, 1.08))
         ax.grid(True, axis="y")
     axes[0].set_ylabel("ASR on the stolen model")
     handles = [
@@ -232,7 +232,7 @@ def access_lines(results: Results) -> Drawing:
     grey = {"color": "#555555", "marker": "o", "linestyle": "", "markersize": 8}
     for face, label in (("#555555", "ownership shown"), ("white", "not shown")):
         handles.append(Line2D([], [], **grey, markerfacecolor=face, label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * len(panels))
     gone = ", ".join(dict.fromkeys(lost)) or "no method"
     caption = (
         "ASR when the suspect's interface shows only this much, from all to least; the detector of each level was fitted by "
