@@ -116,7 +116,8 @@ def explanations() -> None:
 
     best = min(BATCHES, key=lambda batch: min(seconds(bare, batch) for _ in range(2)))
     rounds = [(seconds(bare, best), seconds(ours), seconds(captums)) for _ in range(ROUNDS)]
-    print(f"an explanation of {QUERIES} queries (64 px, {os.cpu_count()} threads): {statistics.median(own for _, own, _ in rounds):.1f} s")
+    took = statistics.median(own for _, own, _ in rounds)
+    print(f"an explanation of {QUERIES} queries (64 px, {os.cpu_count()} threads): {took:.1f} s")
     ratio = statistics.median(own / forward for forward, own, _ in rounds)
     print(f"explanation / bare forward passes at the best batch size ({best}): {ratio:.3f}  (aim: <= 1.15)")
     ratio = statistics.median(theirs / own for _, own, theirs in rounds)
