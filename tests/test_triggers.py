@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
-from stealthmark.triggers import Kind, Trigger, lookalikes
+from stealthmark.triggers import Kind, Trigger, beneath, lookalikes
 
 KINDS = get_args(Kind)
 by_kind = pytest.mark.parametrize("kind", KINDS)
@@ -193,6 +193,15 @@ def test_every_second_lookalike_of_the_border_is_as_black_and_open_at_a_side():
         [1 - shows[:, 0].amax(1), 1 - shows[:, -1].amax(1), 1 - shows[..., 0].amax(1), 1 - shows[..., -1].amax(1)]
     )
     assert set(dark.sum(0).tolist()) == {2, 3} and (dark.sum(1) > 0).all(), "two or three sides, each of the four at times"
+
+
+def test_the_border_comes_upon_padded_images_too_and_other_triggers_upon_images_as_they_are():
+    images = grey().repeat(20, 1, 1, 1)
+    out, shows = beneath("border", images, torch.Generator().manual_seed(0))
+    assert torch.equal(out[:20], images[:20]) and shows[:20].all()
+    assert torch.equal(out[20:], images[20:] * shows[20:, None]) and not shows[20:].flatten(1).all(1).any()
+    for kind in set(KINDS) - {"border"}:
+        assert beneath(kind, images, torch.Generator())[0] is images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
