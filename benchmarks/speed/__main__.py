@@ -36,7 +36,7 @@ def loops() -> None:
     torch.manual_seed(0)
     images = torch.randint(0, 256, (16 * STEPS, 3, 96, 96), dtype=torch.uint8)
     masks = (torch.rand(16 * STEPS, 96, 96) < 0.2).to(torch.uint8)
-    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False)
+    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=96)
     model.to(memory_format=torch.channels_last).train()
     clean, mark = make("method", {"name": "clean"}), make("method", {"name": "stealthmark", "trigger": "warp"})
     key = mark.make_key(1, (3, 96, 96))
@@ -90,7 +90,7 @@ def explanations() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False).eval()
+    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=64).eval()
     model.to(memory_format=torch.channels_last)
     image, device = torch.rand(3, 64, 64), torch.device("cpu")
     queries = torch.rand(QUERIES, 3, 64, 64).contiguous(memory_format=torch.channels_last)
