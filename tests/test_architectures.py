@@ -37,6 +37,7 @@ def test_nnunet_plans_by_its_published_rules(size, widths):
 
 def test_planning_leaves_the_environment_as_it_was(monkeypatch):
     monkeypatch.setenv("nnUNet_raw", "mine")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     before = dict(os.environ)
     plan(1, 32)

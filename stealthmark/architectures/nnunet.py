@@ -105,13 +105,15 @@ def plan(channels: int, size: int, gpu_memory_gb: float = 8, cases: int = 1000) 
 @contextmanager
 def _folders() -> Iterator[Path]:
     """A folder that the planner, which reads its input from the folders named in the environment, takes for both of them."""
-    names = ("nnUNet_raw", "nnUNet_preprocessed")
-    before = {name: os.environ.get(name) for name in names}
     with TemporaryDirectory() as folder:
         (Path(folder) / NAME).mkdir()
-        os.environ.update(dict.fromkeys(names, folder))
+        # The last is a number of threads, which a user may have set to none: planning fails on that.
+        ours = {"nnUNet_raw": folder, "nnUNet_preprocessed": folder, "nnUNet_n_proc_DA": "1"}
+        before = {name: os.environ[name] for name in ours if name in os.environ}
+        os.environ.update(ours)
         try:
             yield Path(folder)
         finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+            for name in ours:
+                del os.environ[name]
+            os.environ.update(before)
