@@ -11,7 +11,7 @@ from stealthmark.architecture import ArchitectureContract, Normalised
 class Architecture(ArchitectureContract):
     """A Swin transformer in windows of 7 x 7, each stage of which a convolutional decoder reads (Sec. 3).
 
-    `feature_size`: width of the first stage, doubled in each of the next four. StealthMark's released code has 72 (56
+    `feature_size`: width of the first stage, doubled in each of the next four. StealthMark's released code has 72 (57
     million parameters); the default is a third of it, for the CPU.
     """
 

