@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,30 +17,73 @@ from stealthmark.plugin import Plugin, explain, make
 WEIGHTS, CARD = "model.safetensors", "card.json"
 
 
+class Cost(NamedTuple):
+    """parameters: numbers that are trained; flops: of the forward pass of one image, a multiply-add counted as two."""
+
+    parameters: int
+    flops: int
+
+
 class ArchitectureContract(Plugin):
-    """A segmentation network by name. `multiple`: height and width must be multiples of it."""
+    """A segmentation network by name. Height and width must be multiples of `multiple`, and `smallest` px or more."""
 
     multiple: ClassVar[int] = 32
+    smallest: ClassVar[int] = 32
 
-    def build(self, channels: int, pretrained: bool) -> nn.Module:
-        """The network: images float (B, channels, H, W) in [0, 1] -> logits (B, 1, H, W).
+    def build(self, channels: int, pretrained: bool, size: int) -> nn.Module:
+        """The network for square images of `size` px: images float (B, channels, size, size) in [0, 1] -> logits
+        (B, 1, size, size). Some networks take other sizes too; one that has an embedding for every place does not.
 
         Normalisation of intensities is part of the network, so that a suspect takes plain images. With `pretrained`
         the initial weights that the options ask for are loaded; without, whatever the initialiser gives (a checkpoint
         is about to replace them). Random weights are drawn from torch's global generator.
+
+        Raises UserError when those weights cannot be had, or when the network cannot be built for this size.
         """
         raise NotImplementedError
 
+    def check_size(self, size: int) -> None:
+        """Raises UserError when the network cannot take images of `size` px."""
+        if size % self.multiple or size < self.smallest:
+            least = f" from {self.smallest} on" if self.smallest > self.multiple else ""
+            raise UserError(f"{self.name} allows multiples of {self.multiple} px{least}, found {size}")
+
+    def cost(self, channels: int, size: int) -> Cost:
+        """What the network costs on images of `size` px. Convolutions, matrix products and attention are counted;
+        normalisation, activation and resampling, which are a few percent, are not."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with torch.random.fork_rng(devices=[]):
+            model = self.build(channels, pretrained=False, size=size).eval()
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, channels, size, size))
+        return Cost(sum(p.numel() for p in model.parameters() if p.requires_grad), counter.get_total_flops())
+
 
 class Normalised(nn.Module):
-    """A network behind the fixed normalisation (x - mean) / std of its input."""
+    """A network behind the fixed normalisation (x - mean) / std of its input. With `size`: it takes images of that many
+    px alone, and raises UserError for others."""
 
-    def __init__(self, network: nn.Module, mean: float, std: float):
+    def __init__(self, network: nn.Module, mean: float, std: float, size: int | None = None):
         super().__init__()
-        self.network, self.mean, self.std = network, mean, std
+        self.network, self.mean, self.std, self.size = network, mean, std, size
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.size and images.shape[-2:] != (self.size, self.size):
+            height, width = images.shape[-2:]
+            raise UserError(f"this network takes images of {self.size} x {self.size} px, found {height} x {width}")
         return self.network((images - self.mean) / self.std)
+
+
+class DeepSupervision(nn.Module):
+    """A network that is trained at several resolutions at once; `forward` answers with the finest."""
+
+    def heads(self, images: Tensor) -> list[tuple[float, Tensor]]:
+        """(weight in the loss, logits float (B, 1, h, w)) at every resolution that training looks at, full size first."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.heads(images)[0][1]
 
 
 class Card(BaseModel):
@@ -108,7 +151,7 @@ def load(folder: Path, device: torch.device) -> tuple[nn.Module, dict]:
         raise UserError(f"{folder} is not a checkpoint: {Path(error.filename or WEIGHTS).name} is absent") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} is not a checkpoint: {error}") from None
-    model = make("architecture", card["architecture"]).build(card["channels"], pretrained=False)
+    model = make("architecture", card["architecture"]).build(card["channels"], pretrained=False, size=card["size"])
     own = model.state_dict()
     odd = sorted(set(own) ^ set(state)) or sorted(n for n in own if own[n].shape != state[n].shape)
     if odd:

@@ -114,11 +114,10 @@ def _fit(
     arrays = dataset.load(data).share(share).part(fraction, derive(seed, "part"))
     channels, size = arrays.images.shape[1:3]
     network = make("architecture", arch)
-    if size % network.multiple:
-        raise UserError(f"{arch['name']} needs a size that is a multiple of {network.multiple} px, {data} has {size}")
+    network.check_size(size)
     if start is None:
         torch.manual_seed(derive(seed, "weights"))
-        model = network.build(channels, pretrained=True).to(device)
+        model = network.build(channels, pretrained=True, size=size).to(device)
     else:
         model, _ = _network(start, arrays, device)
     out.mkdir(parents=True, exist_ok=True)
@@ -389,7 +388,8 @@ def _to_explain(
             yield place, model
     if card:
         torch.manual_seed(derive(seed, "untrained"))
-        untrained = make("architecture", card["architecture"]).build(card["channels"], pretrained=False)
+        network = make("architecture", card["architecture"])
+        untrained = network.build(card["channels"], pretrained=False, size=card["size"])
         yield {"situation": "untrained", "attack": "none", "strength": 0.0}, untrained.to(device).eval()
 
 

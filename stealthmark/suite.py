@@ -146,10 +146,11 @@ def parse(content: dict, source: str = "the suite") -> Suite:
                 plugin = make(kind, entry.options())
             except UserError as error:
                 raise UserError(f"{source}: {kind}s: {error}") from None
-            if kind == "architecture" and suite.size % plugin.multiple:
-                raise UserError(
-                    f"{source}: field 'size' has the value {suite.size}: {entry.name} allows multiples of {plugin.multiple}"
-                )
+            if kind == "architecture":
+                try:
+                    plugin.check_size(suite.size)
+                except UserError as error:
+                    raise UserError(f"{source}: field 'size' has the value {suite.size}: {error}") from None
     if [entry.label for entry in suite.methods if entry.name == "clean"] != ["clean"] or suite.methods[0].name != "clean":
         raise UserError(f"{source}: field 'methods' starts with {suite.methods[0].label!r}: the first must be 'clean', once")
     if suite.claims and not suite.nulls:

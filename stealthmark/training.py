@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stealthmark.architecture import DeepSupervision
 from stealthmark.errors import CellFailure, UserError
 from stealthmark.method import Batch
 from stealthmark.seeds import derive, torch_rng
@@ -65,6 +66,23 @@ def segmentation_loss(logits: Tensor, batch: Batch) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits[:, 0], batch.targets, weight=batch.weights)
 
 
+def loss_on(model: nn.Module, batch: Batch) -> Tensor:
+    """The segmentation loss of a model on a batch. Under deep supervision, of all its heads, each at its own resolution:
+    the targets' and the weights' nearest pixels, as nnU-Net does (Isensee et al. 2021, Methods)."""
+    images = batch.images.contiguous(memory_format=torch.channels_last)
+    if not isinstance(model, DeepSupervision):
+        return segmentation_loss(model(images), batch)
+
+    def at(values: Tensor | None, shape: torch.Size) -> Tensor | None:
+        return None if values is None else F.interpolate(values[:, None], shape, mode="nearest-exact")[:, 0]
+
+    heads = [(weight, logits, logits.shape[-2:]) for weight, logits in model.heads(images)]
+    return sum(
+        weight * segmentation_loss(logits, Batch(images, at(batch.targets, shape), at(batch.weights, shape)))
+        for weight, logits, shape in heads
+    )
+
+
 def fit(
     model: nn.Module,
     images: Tensor,
@@ -110,7 +128,7 @@ def fit(
             chosen = order[step * batch_size : (step + 1) * batch_size]
             clean = augment(images[chosen].float() / 255, masks[chosen].float(), rng)
             batch = make_batch(*clean, progress, rng)
-            loss = segmentation_loss(model(batch.images.contiguous(memory_format=torch.channels_last)), batch)
+            loss = loss_on(model, batch)
             if batch.extra is not None:
                 loss = loss + batch.extra(model)
             for group in optimiser.param_groups:

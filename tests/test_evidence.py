@@ -254,7 +254,7 @@ def place(tmp_path_factory):
     stages.prepare({"name": "phantom-endoscopy", "groups": 8, "cases_per_group": 2}, 32, 1, folder / "data")
     for seed in (0, 1):
         torch.manual_seed(seed)
-        model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False)
+        model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=32)
         card = architecture.card_for({"name": "unet", "weights": "random"}, 3, 32)
         architecture.save(model, card, folder / f"suspect{seed}")
     detectors = {"probabilities": Detector(threshold=0.123, fitted_on={}), "label": Detector(threshold=-4.5, fitted_on={})}

@@ -23,7 +23,7 @@ def run(*argv: object) -> int:
 
 def checkpoint(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
-    model = make("architecture", NETWORK).build(3, pretrained=False)
+    model = make("architecture", NETWORK).build(3, pretrained=False, size=32)
     architecture.save(model, architecture.card_for(NETWORK, *SHAPE[::2]), folder)
     return folder
 

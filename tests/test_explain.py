@@ -35,7 +35,7 @@ def linear(images: Tensor) -> Tensor:
 
 def untrained(seed: int):
     torch.manual_seed(seed)
-    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False).eval()
+    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=SIZE).eval()
     return from_model(model, torch.device("cpu"))
 
 

@@ -90,7 +90,7 @@ def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path, capsys):
 
 def test_an_export_that_answers_otherwise_is_not_kept(tmp_path, monkeypatch):
     options = make("architecture", {"name": "unet", "weights": "random"}).options()
-    model = make("architecture", options).build(3, pretrained=False)
+    model = make("architecture", options).build(3, pretrained=False, size=32)
     architecture.save(model, architecture.card_for(options, 3, 32), tmp_path / "model")
     other = parser.parse_model(HEAD + HALF.replace("4,4", "32,32"))
     program = type("Program", (), {"model": None, "save": lambda self, path, **_: onnx.save(other, path)})

@@ -236,7 +236,7 @@ def test_a_network_is_asked_once_for_all_access_levels():
 
 def test_the_numbers_of_a_network_are_its_own_to_the_last_digit():
     torch.manual_seed(0)
-    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False).eval()
+    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=SHAPE[1]).eval()
     asked = images(5, shape=SHAPE)
     with torch.inference_mode():
         parts = [part.contiguous(memory_format=torch.channels_last) for part in asked.split(2)]
@@ -251,7 +251,7 @@ def test_the_numbers_of_a_network_are_its_own_to_the_last_digit():
 def folder(tmp_path_factory):
     torch.manual_seed(0)
     options = make("architecture", {"name": "unet", "weights": "random"}).options()
-    model = make("architecture", options).build(3, pretrained=False).train()
+    model = make("architecture", options).build(3, pretrained=False, size=SHAPE[1]).train()
     model(images(8, shape=SHAPE))  # so that batch-norm has statistics of its own, and answers differ
     place = tmp_path_factory.mktemp("checkpoint") / "model"
     architecture.save(model, architecture.card_for(options, 3, SHAPE[1]), place)

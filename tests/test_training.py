@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stealthmark.architecture import DeepSupervision
 from stealthmark.errors import CellFailure, UserError
 from stealthmark.method import Batch
 from stealthmark.plugin import make
-from stealthmark.training import Schedule, augment, fit, segmentation_loss
+from stealthmark.training import Schedule, augment, fit, loss_on, segmentation_loss
 
 N, SIZE = 10, 16
 SHORT = Schedule(epochs=4, batch=4, lr=0.01)
@@ -98,6 +99,36 @@ def test_loss_by_hand():
     assert segmentation_loss(logits, weighted).item() == pytest.approx((3 * one + other) / 2)
 
 
+class TwoHeads(DeepSupervision):
+    """Probability 1/2 everywhere at full size, 3/4 at half of it."""
+
+    def heads(self, images: Tensor) -> list[tuple[float, Tensor]]:
+        n, _, height, width = images.shape
+        coarse = torch.full((n, 1, height // 2, width // 2), math.log(3))
+        return [(0.75, torch.zeros(n, 1, height, width)), (0.25, coarse)]
+
+
+def test_deep_supervision_by_hand():
+    """Each head against the targets and weights at its own resolution, of which it sees the nearest pixels."""
+    images, targets = torch.zeros(1, 3, 2, 4), torch.tensor([[[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]]])
+    weights = torch.tensor([[[1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 1.0, 4.0]]])
+    fine, right, wrong = math.log(2), math.log(4 / 3), math.log(4)
+    nearest = targets[0, 1, [1, 3]]  # of a 2 x 2 block, the pixel below and right of its middle
+    assert nearest.tolist() == [1.0, 1.0]
+    assert loss_on(TwoHeads(), Batch(images, targets)).item() == pytest.approx(0.75 * fine + 0.25 * right)
+    weighted = loss_on(TwoHeads(), Batch(images, targets, weights)).item()
+    assert weighted == pytest.approx(0.75 * fine * 12 / 8 + 0.25 * right * 6 / 2)
+    inverted = loss_on(TwoHeads(), Batch(images, 1 - targets)).item()
+    assert inverted == pytest.approx(0.75 * fine + 0.25 * wrong)
+    assert torch.equal(TwoHeads()(images), torch.zeros(1, 1, 2, 4))
+
+
+def test_a_network_without_further_heads_is_trained_on_its_answer():
+    torch.manual_seed(0)
+    model, batch = nn.Conv2d(3, 1, 1), Batch(torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4), torch.rand(2, 4, 4))
+    assert torch.equal(loss_on(model, batch), segmentation_loss(model(batch.images), batch))
+
+
 # --- fit --------------------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +178,7 @@ def test_a_real_network_goes_on_to_the_very_same_weights_too(tmp_path):
 
     def unet() -> nn.Module:
         torch.manual_seed(1)
-        return make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=True)
+        return make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=True, size=32)
 
     whole, resumed = unet(), unet()
     fit(whole, images, masks, schedule, plain, 3, tmp_path / "whole", "run")

@@ -1,8 +1,8 @@
 """`python -m benchmarks.speed`: what the benchmark itself costs.
 
 Each ratio compares two things measured in turn in one run, so that a noisy machine slows both. Wall times are printed
-beside them for orientation. `--loops` measures the training loops alone, `--explanations` the explanations alone, `--suite`
-the default suite alone.
+beside them for orientation. `--loops` measures the training loops alone, `--explanations` the explanations alone,
+`--architectures` what a training step and an answer cost with each network, `--suite` the default suite alone.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def loops() -> None:
     torch.manual_seed(0)
     images = torch.randint(0, 256, (16 * STEPS, 3, 96, 96), dtype=torch.uint8)
     masks = (torch.rand(16 * STEPS, 96, 96) < 0.2).to(torch.uint8)
-    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False)
+    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=96)
     model.to(memory_format=torch.channels_last).train()
     clean, mark = make("method", {"name": "clean"}), make("method", {"name": "stealthmark", "trigger": "warp"})
     key = mark.make_key(1, (3, 96, 96))
@@ -90,7 +90,7 @@ def explanations() -> None:
 
     torch.set_num_threads(os.cpu_count())  # an explanation runs alone
     torch.manual_seed(0)
-    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False).eval()
+    model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=64).eval()
     model.to(memory_format=torch.channels_last)
     image, device = torch.rand(3, 64, 64), torch.device("cpu")
     queries = torch.rand(QUERIES, 3, 64, 64).contiguous(memory_format=torch.channels_last)
@@ -122,6 +122,73 @@ def explanations() -> None:
     print(f"explanation / bare forward passes at the best batch size ({best}): {ratio:.3f}  (aim: <= 1.15)")
     ratio = statistics.median(theirs / own for _, own, theirs in rounds)
     print(f"captum's Lime, one perturbation a call / explanation: {ratio:.1f}  (aim: >= 5)")
+
+
+#: The networks that are timed: the defaults, and where the default's weights are fetched from a hub, random ones.
+TIMED = ({"name": "sam", "weights": "random"}, {"name": "sam", "encoder": "mobile", "weights": "random"})
+TIMED_SIZE, TIMED_BATCH, TIMED_STEPS = 96, 16, 3
+
+
+def architectures() -> None:
+    """A table: parameters, operations, seconds a training step, peak memory, images answered in a second. Each network in a
+    process of its own, whose memory is counted whole; seconds are the processor's, which no other job lengthens much."""
+    from stealthmark import plugins
+
+    every = [*({"name": name} for name in plugins.known("architecture") if name != "sam"), *TIMED]
+    print(f"batch {TIMED_BATCH}, {TIMED_SIZE} px, 3 channels, AdamW, one core; median of {TIMED_STEPS} steps")
+    print("| architecture | parameters (M) | GFLOPs an image | s a training step | peak memory (GiB) | images/s, inference |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    for options in every:
+        command = [sys.executable, "-m", "benchmarks.speed", "--architecture", json.dumps(options)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"error: {options['name']} failed: {done.stderr.strip().splitlines()[-1]}")
+        print(done.stdout.strip(), flush=True)
+
+
+def one_architecture(options: dict) -> None:
+    """A line of the table: `fit`'s own step (forward, backward, AdamW) on random images, then answers without gradients."""
+    import resource
+
+    import torch
+
+    from stealthmark.method import Batch
+    from stealthmark.plugin import make
+    from stealthmark.training import loss_on
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    plugin = make("architecture", options)
+    cost = plugin.cost(3, TIMED_SIZE)
+    model = plugin.build(3, pretrained=False, size=TIMED_SIZE).to(memory_format=torch.channels_last).train()
+    optimiser = torch.optim.AdamW(model.parameters())
+    batch = Batch(torch.rand(TIMED_BATCH, 3, TIMED_SIZE, TIMED_SIZE), torch.rand(TIMED_BATCH, TIMED_SIZE, TIMED_SIZE).round())
+
+    def step() -> None:
+        loss = loss_on(model, batch)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+    @torch.inference_mode()
+    def answer() -> None:
+        model(batch.images.contiguous(memory_format=torch.channels_last))
+
+    def median(work: Callable[[], None]) -> float:
+        seconds = []
+        for _ in range(TIMED_STEPS + 1):  # the first warms up
+            started = time.process_time()
+            work()
+            seconds.append(time.process_time() - started)
+        return statistics.median(seconds[1:])
+
+    training = median(step)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    model.eval()
+    name = "-".join(map(str, options.values()))
+    cells = [f"{cost.parameters / 1e6:.1f}", f"{cost.flops / 1e9:.2f}", f"{training:.2f}", f"{peak / 2**30:.2f}"]
+    print(f"| {name} | {' | '.join(cells)} | {TIMED_BATCH / median(answer):.0f} |")
 
 
 def suite(cores: int) -> None:
@@ -161,11 +228,14 @@ def _unique(process: psutil.Process) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = {"loops": loops, "explanations": explanations}
+    parts = {"loops": loops, "explanations": explanations, "architectures": architectures}
     for name in (*parts, "suite"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--architecture", type=json.loads, help=argparse.SUPPRESS)  # one line of the table
     args = parser.parse_args()
+    if args.architecture:
+        return one_architecture(args.architecture)
     asked = [name for name in (*parts, "suite") if getattr(args, name)] or [*parts, "suite"]
     for name in asked:
         suite(args.cores) if name == "suite" else parts[name]()

