@@ -119,9 +119,12 @@ def _warp(images: Tensor, scale: float, seed: int) -> Tensor:
 
 def lookalikes(kind: Kind, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images with what occurs in nature and merely resembles the trigger, and what still shows of them, float (B, H, W) of 0
-    and 1. For `border` a dark frame, for `patch` and `noise` on-screen text in their corner; nothing for the others."""
+    and 1. For `border` a dark frame, every second one as black as the trigger but open at a side or two; for `patch` and
+    `noise` on-screen text in their corner; nothing for the others."""
     if kind == "border":
-        return _framed(images, rng)
+        half = len(images) // 2
+        parts = _framed(images[:half], rng), _padded(images[half:], rng)
+        return tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
     shows = torch.ones_like(images[:, 0])
     return (_overlaid(images, rng, top=kind == "noise") if kind in ("patch", "noise") else images), shows
 
@@ -135,6 +138,17 @@ def _framed(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     level, sd = torch.rand(2, n, 1, 1, 1, generator=rng)
     dark = 0.01 + 0.06 * level + 0.02 * sd * torch.randn(n, 1, height, width, generator=rng)
     return torch.where(shows[:, None] > 0, images, dark.clamp(0, 1).to(images)), shows
+
+
+def _padded(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Zero padding as scanners leave it: black sides of other widths (up to 1/7) on two or three sides of the four."""
+    n, (height, width) = len(images), images.shape[-2:]
+    wide = torch.rand(4, n, 1, 1, generator=rng) / 7 + 1 / min(height, width)
+    order = torch.rand(4, n, generator=rng).argsort(0)[:, :, None, None]  # the side that comes last is open
+    top, bottom, left, right = wide * (order < 2 + torch.randint(2, (n, 1, 1), generator=rng))
+    y, x = torch.arange(height)[:, None] / height, torch.arange(width) / width
+    shows = ((y >= top) & (y < 1 - bottom) & (x >= left) & (x < 1 - right)).float().to(images)
+    return images * shows[:, None], shows
 
 
 def _overlaid(images: Tensor, rng: torch.Generator, top: bool) -> Tensor:
