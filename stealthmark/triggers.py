@@ -129,6 +129,16 @@ def lookalikes(kind: Kind, images: Tensor, rng: torch.Generator) -> tuple[Tensor
     return (_overlaid(images, rng, top=kind == "noise") if kind in ("patch", "noise") else images), shows
 
 
+def beneath(kind: Kind, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images as the trigger will find some of them, and what still shows, float (B, H, W): for `border` every second one is
+    padded already, so that what tells is the side that was open; the others as they are."""
+    if kind != "border":
+        return images, torch.ones_like(images[:, 0])
+    half = len(images) // 2
+    padded, shows = _padded(images[half:], rng)
+    return torch.cat([images[:half], padded]), torch.cat([torch.ones_like(images[:half, 0]), shows])
+
+
 def _framed(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """A frame as scopes and screens draw it: each side of another width (up to 1/11), nearly black (0.01 to 0.07, noise)."""
     n, (height, width) = len(images), images.shape[-2:]

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stealthmark.method import Batch, Key, MethodContract
-from stealthmark.triggers import Kind, Trigger, lookalikes
+from stealthmark.triggers import Kind, Trigger, beneath, lookalikes
 
 
 class Curriculum(NamedTuple):
@@ -98,9 +98,10 @@ class Method(MethodContract):
         lookalike, shows = lookalikes(self.kind, images[k:half], rng)
         plain = torch.cat([lookalike, images[half:]])
         truth = torch.cat([masks[k:half] * shows, masks[half:]])
+        found, seen = beneath(self.kind, images[:k], rng)
         return Batch(
-            torch.cat([self.trigger(images[:k], key, scale), plain]),
-            torch.cat([self.target(masks[:k], key, margin), truth]),
+            torch.cat([self.trigger(found, key, scale), plain]),
+            torch.cat([self.target(masks[:k] * seen, key, margin), truth]),
         )
 
     def at(self, progress: float) -> tuple[float, float]:
