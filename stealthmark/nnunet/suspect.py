@@ -73,7 +73,7 @@ def from_results_folder(
     def answer(image: Tensor) -> Tensor:
         slices = (image[:, None] * white).numpy().astype(np.float32)  # (C, 1, H, W)
         _, probabilities = predictor.predict_single_npy_array(slices, {"spacing": [999.0, 1.0, 1.0]}, None, None, True)
-        return 1 - torch.as_tensor(np.asarray(probabilities), dtype=torch.float32)[0, 0]
+        return torch.as_tensor(np.asarray(probabilities), dtype=torch.float32)[1:, 0].sum(0)
 
     def predict(images: Tensor) -> Tensor:
         """An answer is kept by the digest of its query, as `stealthmark.predictor.from_model` does."""

@@ -31,7 +31,7 @@ class nnUNetTrainerStealthMark(nnUNetTrainer):
     """
 
     def initialize(self) -> None:
-        self.num_epochs, self.initial_lr = int(os.environ.get("STEALTHMARK_EPOCHS", 50)), 1e-3
+        self.num_epochs = int(os.environ.get("STEALTHMARK_EPOCHS", 50))
         super().initialize()
         if "STEALTHMARK_KEY" not in os.environ:
             raise UserError("name the owner's key file in the environment variable STEALTHMARK_KEY")
