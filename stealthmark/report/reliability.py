@@ -35,6 +35,7 @@ def drawing(results: Results, files: dict[tuple[str, str, int, str], Path]) -> D
     look = style.looks(results.methods)
     width = 9.6 + legend_width(results)
     figure = Figure(figsize=(width, 0.5 + 4.5 * len(panels)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.15)  # the rotated labels overhang
     axes = figure.subplots(len(panels), 2, squeeze=False, sharex=True, sharey=True)
     errors = []
     for line, panel in zip(axes, panels, strict=True):

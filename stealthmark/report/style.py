@@ -80,7 +80,9 @@ def strength_text(attack: str, strength: float) -> str:
 
 
 def access_name(access: str) -> str:
-    """`rounded-0.1` -> `rounded to 0.1`; `label` -> `label map`."""
+    """`rounded-0.1` -> `rounded to 0.1`; `clipped-0.1` -> `clipped at 0.1`; `label` -> `label map`."""
+    if access.startswith("clipped-"):
+        return f"clipped at {access.removeprefix('clipped-')}"
     if access.startswith("rounded-"):
         return f"rounded to {access.removeprefix('rounded-')}"
     return {"label": "label map"}.get(access, access)
