@@ -50,12 +50,13 @@ def cell_folder(results: Path, stage: str, cell: Cell) -> Path:
 
 
 def collate(suite: Suite, results: Path) -> None:
-    """Write `rows.csv`, `cases.parquet` and `provenance.json` into the suite's folder of results.
+    """Write `rows.csv`, `cases.parquet` and `provenance.json` into the suite's folder of results; with claims `pool.parquet`.
 
     A cell that failed becomes one row with its status. Raises UserError when a cell has not been examined at all.
     """
     rows: list[dict] = []
     tables: list[pd.DataFrame] = []
+    pools: list[pd.DataFrame] = []
     others = {f"{NULL}{entry.label}" for entry in suite.methods}
     for cell in suite.cells():
         folder = cell_folder(results, "evidence", cell)
@@ -75,6 +76,8 @@ def collate(suite: Suite, results: Path) -> None:
                 here = {**cell._asdict(), **dict(zip(PLACE, values, strict=True))}
                 rows += [{**here, **row, "status": "ok"} for row in _rows(cases, derive(suite.seed, "bootstrap", *cell))]
             rows += [{**cell._asdict(), **row, "status": "ok"} for row in _judged(table, folder / POOL)]
+            if suite.claims and (folder / POOL).exists():
+                pools.append(pd.read_parquet(folder / POOL).assign(**cell._asdict()))
         if suite.explanations and cell.method != "clean" and summary["status"] == "ok":
             rows += [{**cell._asdict(), **row} for row in _explained(suite, cell_folder(results, "explanations", cell), place)]
     frame = pd.DataFrame(rows).assign(suite=suite.suite, benchmark_version=BENCHMARK_VERSION)
@@ -83,6 +86,8 @@ def collate(suite: Suite, results: Path) -> None:
     order = list(Cell._fields)
     cases = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=order)
     cases[order + [c for c in cases if c not in order]].to_parquet(results / CASES, index=False)
+    if pools:
+        pd.concat(pools, ignore_index=True).to_parquet(results / POOL, index=False)
     write_json(results / "provenance.json", provenance(suite, results))
 
 
