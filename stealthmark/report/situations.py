@@ -175,7 +175,7 @@ def verdict_map(results: Results) -> Drawing:
             ax.text(x + 0.5, y + 0.5, shown, ha="center", va="center", color=ink, fontsize=13)
     ax.set(xlim=(0, len(columns)), ylim=(len(marks), 0))
     ax.set_yticks(np.arange(len(marks)) + 0.5, marks, fontsize=12)
-    titles = [place.title.replace(" (", "\n(").replace(" by ", "\nby ") for place in columns]
+    titles = [place.title.replace(" %", "\N{NO-BREAK SPACE}%") for place in columns]
     ax.set_xticks(np.arange(len(columns)) + 0.5, [_wrapped(title) for title in titles], fontsize=10)
     ax.tick_params(length=0, colors=INK, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
