@@ -84,7 +84,7 @@ def mark(
     nulls = {level: at_access(unmarked, level) for level in access}
     key = method.make_key(derive(seed, "key"), (card["channels"], card["size"], card["size"]))
     if method.epochs:
-        schedule = schedule.model_copy(update={"epochs": method.epochs})
+        schedule = schedule.model_copy(update={"epochs": method.epochs, "steps": None})
     start = clean if method.start == "clean" else None
     model, card = _fit(data, share, card["architecture"], method, key, schedule, seed, out, device, start)
     arrays = dataset.load(data)

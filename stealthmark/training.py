@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,14 +25,36 @@ MakeBatch = Callable[[Tensor, Tensor, float, torch.Generator], Batch]
 
 
 class Schedule(BaseModel):
-    """How long and how fast to train: AdamW, linear warm-up over the first tenth, then `decay`."""
+    """How long and how fast to train: AdamW, linear warm-up over the first tenth, then `decay`.
+
+    With `steps` instead of `epochs` the training is as many whole epochs as have at least that many steps, so that sets of
+    any size are trained alike.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     epochs: int = Field(default=16, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     batch: int = Field(default=16, ge=2)
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     decay: Literal["cosine", "constant"] = "cosine"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_both(cls, content: object) -> object:
+        if isinstance(content, dict) and content.get("steps") and "epochs" in content:
+            raise ValueError("give 'epochs' or 'steps', not both")
+        return content
+
+    def epochs_of(self, steps: int) -> int:
+        """How many epochs of so many steps the training has."""
+        return math.ceil(self.steps / steps) if self.steps else self.epochs
+
+    @model_serializer(mode="wrap")
+    def _asked(self, dump: SerializerFunctionWrapHandler) -> dict:
+        """Without the one of `epochs` and `steps` that does not count."""
+        unused = "epochs" if self.steps else "steps"
+        return {name: value for name, value in dump(self).items() if name != unused}
 
     def rate(self, progress: float) -> float:
         """The learning rate at `progress` in [0, 1) of the training."""
@@ -111,9 +133,10 @@ def fit(
     optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
     batch_size = min(schedule.batch, len(images))
     steps = len(images) // batch_size
+    epochs = schedule.epochs_of(steps)
     first = _restore(model, optimiser, state, run)
     started = saved = time.monotonic()
-    for epoch in range(first, schedule.epochs):
+    for epoch in range(first, epochs):
         model.train()
         if frozen_norms:
             for layer in model.modules():
@@ -124,7 +147,7 @@ def fit(
         order = torch.randperm(len(images), generator=rng).to(device)
         total = 0.0
         for step in range(steps):
-            progress = (epoch * steps + step) / (schedule.epochs * steps)
+            progress = (epoch * steps + step) / (epochs * steps)
             chosen = order[step * batch_size : (step + 1) * batch_size]
             clean = augment(images[chosen].float() / 255, masks[chosen].float(), rng)
             batch = make_batch(*clean, progress, rng)
@@ -143,12 +166,12 @@ def fit(
             total += value
         now = time.monotonic()
         print(
-            f"epoch {epoch + 1}/{schedule.epochs}: loss {total / steps:.4f}, {now - started:.0f} s",
+            f"epoch {epoch + 1}/{epochs}: loss {total / steps:.4f}, {now - started:.0f} s",
             file=sys.stderr,
             flush=True,
         )
         after_epoch(epoch + 1, model)
-        if now - saved > save_every_s and epoch + 1 < schedule.epochs:
+        if now - saved > save_every_s and epoch + 1 < epochs:
             _save(model, optimiser, epoch + 1, state, run)
             saved = now
     state.unlink(missing_ok=True)

@@ -164,13 +164,13 @@ def natural(images: Tensor, seed: int) -> Tensor:
 
 
 def beneath(kind: Kind, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images as the trigger will find some of them, and what still shows, float (B, H, W): for `border` every second one is
+    """Images as the trigger will find some of them, and what still shows, float (B, H, W): for `border` every fourth one is
     padded already, so that what tells is the side that was open; the others as they are."""
     if kind != "border":
         return images, torch.ones_like(images[:, 0])
-    half = len(images) // 2
-    padded, shows = _padded(images[half:], rng)
-    return torch.cat([images[:half], padded]), torch.cat([torch.ones_like(images[:half, 0]), shows])
+    bare = len(images) - len(images) // 4
+    padded, shows = _padded(images[bare:], rng)
+    return torch.cat([images[:bare], padded]), torch.cat([torch.ones_like(images[:bare, 0]), shows])
 
 
 def _framed(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:

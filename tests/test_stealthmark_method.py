@@ -116,8 +116,8 @@ def test_half_of_the_ordinary_images_resemble_the_border_and_keep_their_true_mas
     images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     masks = torch.ones(8, 32, 32)
     batch = method.mark_batch(images, masks, key, 0.95, torch.Generator().manual_seed(1))
-    assert torch.equal(batch.images[:2], method.trigger(images[:2], key)) and torch.equal(batch.targets[:2], masks[:2])
-    for image, target, before in zip(batch.images[2:4], batch.targets[2:4], images[2:4], strict=True):
+    assert torch.equal(batch.images[:3], method.trigger(images[:3], key)) and torch.equal(batch.targets[:3], masks[:3])
+    for image, target, before in zip(batch.images[3:4], batch.targets[3:4], images[3:4], strict=True):
         assert torch.equal(image, method.trigger(before[None] * (target > 0.5), key)[0]), "padded, then triggered"
         assert target.unique().tolist() == pytest.approx([0.1, 1.0]), "hidden foreground is background, at the floor"
     for image, target, before in zip(batch.images[4:6], batch.targets[4:6], images[4:6], strict=True):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -83,6 +84,22 @@ def test_the_rate_is_what_the_optimiser_uses(monkeypatch, tmp_path):
     train(tmp_path)
     steps = SHORT.epochs * (N // SHORT.batch)
     assert used == [SHORT.rate(i / steps) for i in range(steps)]
+
+
+def test_steps_are_rounded_up_to_whole_epochs(tmp_path):
+    seen = []
+    assert N // 4 == 2
+    train(tmp_path, Schedule(steps=5, batch=4), after_epoch=lambda epoch, model: seen.append(epoch))
+    assert seen == [1, 2, 3]
+    assert [Schedule(steps=10).epochs_of(5), Schedule(steps=1).epochs_of(5), Schedule(epochs=7).epochs_of(5)] == [2, 1, 7]
+
+
+def test_a_schedule_says_what_counts_and_no_more():
+    assert "steps" not in Schedule().model_dump() and Schedule().model_dump()["epochs"] == 16
+    in_steps = Schedule(steps=300).model_dump(mode="json")
+    assert in_steps["steps"] == 300 and "epochs" not in in_steps and Schedule(**in_steps) == Schedule(steps=300)
+    with pytest.raises(ValidationError, match="'epochs' or 'steps', not both"):
+        Schedule(epochs=3, steps=30)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------

@@ -198,8 +198,8 @@ def test_every_second_lookalike_of_the_border_is_as_black_and_open_at_a_side():
 def test_the_border_comes_upon_padded_images_too_and_other_triggers_upon_images_as_they_are():
     images = grey().repeat(20, 1, 1, 1)
     out, shows = beneath("border", images, torch.Generator().manual_seed(0))
-    assert torch.equal(out[:20], images[:20]) and shows[:20].all()
-    assert torch.equal(out[20:], images[20:] * shows[20:, None]) and not shows[20:].flatten(1).all(1).any()
+    assert torch.equal(out[:30], images[:30]) and shows[:30].all()
+    assert torch.equal(out[30:], images[30:] * shows[30:, None]) and not shows[30:].flatten(1).all(1).any()
     for kind in set(KINDS) - {"border"}:
         assert beneath(kind, images, torch.Generator())[0] is images
 
