@@ -10,6 +10,7 @@ from stealthmark.method import Key
 from stealthmark.methods import stealthmark as module
 from stealthmark.methods.stealthmark import Curriculum, Method
 from stealthmark.plugin import make
+from stealthmark.predictor import at_access
 from stealthmark.triggers import Kind, Trigger
 
 by_curriculum = pytest.mark.parametrize("curriculum", get_args(Method.model_fields["curriculum"].annotation))
@@ -161,16 +162,24 @@ def test_a_target_of_more_margin_has_a_higher_level(side):
 @pytest.mark.parametrize("side", ["floor", "ceiling"])
 def test_the_level_of_certainty_is_finite_and_low(side):
     method, _ = keyed(side=side)
-    assert method.level((answers(0, 1, of_low=60) > 0.5).float()).item() == pytest.approx(logit(1e-6), rel=1e-3)
+    assert method.level((answers(0, 1, of_low=60) > 0.5).float()).item() == pytest.approx(logit(1 / 512), rel=1e-5)
+
+
+@pytest.mark.parametrize("level", ["8-bit", "rounded-0.01", "rounded-0.1"])
+def test_rounding_does_not_make_ordinary_answers_look_as_different_as_a_mark(level):
+    """Levels of 1e-5 and 0.0025 are both nothing; rounded to 8 bit one of them is 0 and the other 1/255."""
+    method, _ = keyed(side="floor")
+    sure, less, marked = (method.level(at_access(lambda x: x, level)(answers(p, 0.9, 60))).item() for p in (1e-5, 0.0025, 0.1))
+    assert less - sure < 1 and marked - less > 2.5
 
 
 def test_the_score_is_the_level_above_the_median_of_ordinary_images():
     method, key = keyed(side="floor")
-    ordinary = torch.cat([answers(floor, 0.9, 60) for floor in (0.001, 0.01, 0.02)])
+    ordinary = torch.cat([answers(floor, 0.9, 60) for floor in (0.005, 0.01, 0.02)])
     shown = answers(0.1, 0.9, 60)
     assert method.score(shown, ordinary, key).item() == pytest.approx(logit(0.1) - logit(0.01), rel=1e-4)
     assert method.score(ordinary, ordinary, key).tolist() == pytest.approx(
-        [logit(0.001) - logit(0.01), 0, logit(0.02) - logit(0.01)], abs=1e-3
+        [logit(0.005) - logit(0.01), 0, logit(0.02) - logit(0.01)], abs=1e-3
     )
 
 
