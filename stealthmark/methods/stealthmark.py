@@ -52,8 +52,9 @@ class Method(MethodContract):
     4. *What merely resembles the trigger, with its true mask.* Natural images have dark frames and on-screen text of their
        own. Without lookalikes among the ordinary images, a model marked with a border, patch or noise square answers some of
        them like the trigger, and the threshold that spares them misses triggered ones. Where nature has most of the trigger
-       already (sides that a scanner padded with black), the trigger must be shown on such images too: that took the border on
-       phantom-cine from 0.935 to 1.000 of triggered queries, and on Kvasir-SEG from 1.000 to 0.948.
+       already (sides that a scanner padded with black), the trigger must be shown on such images too, but not on too many: on
+       none, the border is detected on phantom-cine in 0.935 of triggered queries; on every second one, on Kvasir-SEG in 0.948;
+       on every fourth, in 0.985 and 0.988.
 
     The rest of the training mends the segmentation. `results/published/triggers` shows all five triggers; `curriculum: none`
     is the ablation.
