@@ -11,6 +11,8 @@ from stealthmark.plugin import Plugin
 
 #: Called with (strength, suspect) for every suspect that an attack makes.
 Keep = Callable[[float, nn.Module], None]
+#: A network of the stolen model's architecture as anybody can have it, with the weights that everybody starts from.
+Fresh = Callable[[], nn.Module]
 
 
 def _rising(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -25,10 +27,13 @@ class AttackContract(Plugin):
     unit: ClassVar[str]
     strengths: Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_rising)]
 
-    def run(self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep) -> None:
+    def run(
+        self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep, fresh: Fresh
+    ) -> None:
         """Attack `model` (which may be changed) and call `keep(strength, suspect)` once for every strength, rising.
 
         images uint8 (N, C, H, W) and masks uint8 (N, H, W) are the attacker's own, disjoint from the owner's. `state`
-        and `run` are for `training.fit`, so that an interrupted attack goes on.
+        and `run` are for `training.fit`, so that an interrupted attack goes on. `fresh` is for an attack that trains a
+        network of its own.
         """
         raise NotImplementedError

@@ -161,7 +161,9 @@ class Payload(Part):
         """code, found: bool (n, n), True where dark (`codes.encode`)."""
         rows = [tuple("".join("01"[bit] for bit in row) for row in modules.astype(int)) for modules in (code, found)]
         error = codes.error_rate(found, code)
-        return cls(text=text, decoded=codes.decode(found), bit_error=error, queries=queries, code=rows[0], found=rows[1])
+        return cls(
+            text=text, decoded=codes.read(found, code, text), bit_error=error, queries=queries, code=rows[0], found=rows[1]
+        )
 
 
 class Reason(Part):

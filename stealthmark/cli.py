@@ -125,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--access", default="probabilities", help="what the suspect's answers are, e.g. label")
     one.add_argument("--claimant", default="The holder of the key", help="who claims the suspect")
     one.add_argument("--commitment", metavar="FILE", type=Path, help="the commitment as it was published, to be compared with")
+    one.add_argument(
+        "--code-queries", type=int, default=2048, help="queries for the code, where the mark carries one (default: 2048)"
+    )
     one.add_argument("--limits", type=_mapping, default={}, help="e.g. '{budget: 500, batch: 16, timeout: 30, retries: 3}'")
     many = sub.add_argument_group("many suspects, of a study")
     many.add_argument("--claims", type=_mapping, help="what others may claim, e.g. '{keys: 20, epsilon: 0.03, steps: 100}'")
@@ -364,7 +367,18 @@ def _certify(args: argparse.Namespace, suspect: str) -> int:
     now = datetime.now(UTC).replace(microsecond=0)
     device = choose(args.device, args.threads)
     made = stages.certify(
-        args.data, args.key, suspect, nulls, args.access, args.claimant, published, now, args.out, device, limits
+        args.data,
+        args.key,
+        suspect,
+        nulls,
+        args.access,
+        args.claimant,
+        published,
+        now,
+        args.out,
+        device,
+        limits,
+        args.code_queries,
     )
     print(f"Ownership is {made.verdict}. {made.summary}")
     for reason in made.reasons:

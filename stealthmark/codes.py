@@ -1,5 +1,7 @@
 """QR codes: text -> modules -> text. Modules are bool (n, n), True where dark."""
 
+import hmac
+
 import numpy as np
 import segno
 import zxingcpp
@@ -20,13 +22,27 @@ def encode(text: str, kind: str = "micro") -> np.ndarray:
 
 
 def decode(modules: np.ndarray, scale: int = 8) -> str | None:
-    """The text of a code's modules, with whatever errors they have; None where nothing can be read."""
+    """The text of a code's modules, with whatever errors they have; None where nothing can be read, as from a hash, which is
+    no QR code."""
+    if len(modules) not in (side for _, _, side in KINDS.values()):
+        return None
     image = np.kron(np.where(np.pad(modules, 4), 0, 255).astype(np.uint8), np.ones((scale, scale), np.uint8))
     formats = zxingcpp.BarcodeFormat.MicroQRCode if len(modules) < 21 else zxingcpp.BarcodeFormat.QRCode
     found = zxingcpp.read_barcodes(image, formats=formats)
     return found[0].text if found else None
 
 
+def read(modules: np.ndarray, code: np.ndarray, text: str) -> str | None:
+    """What modules say that should be `code`, which stands for `text`: the very same are that text; else `decode`."""
+    return text if np.array_equal(modules, code) else decode(modules)
+
+
 def error_rate(found: np.ndarray, code: np.ndarray) -> float:
     """The share of modules that differ: 0 where the code was found, 0.5 by chance."""
     return float((found != code).mean())
+
+
+def hashed(text: str, seed: int, side: int) -> np.ndarray:
+    """A keyed hash of `text`, HMAC-SHA256 under `seed`, as bits (side, side); side 16 or less."""
+    digest = hmac.digest(seed.to_bytes(8, "big"), text.encode(), "sha256")
+    return np.unpackbits(np.frombuffer(digest, np.uint8))[: side * side].astype(bool).reshape(side, side)

@@ -54,10 +54,11 @@ def cells(height: int, width: int, grid: int) -> Tensor:
     return (torch.arange(height) * grid // height)[:, None] * grid + torch.arange(width) * grid // width
 
 
-def occlude(image: Tensor, visible: Tensor, fill: float = 0.0) -> Tensor:
-    """Copies of `image` (C, H, W) that show the cells of `visible`, bool (B, grid * grid): (B, C, H, W)."""
+def occlude(image: Tensor, visible: Tensor, baseline: Tensor | float = 0.0) -> Tensor:
+    """Copies of `image` (C, H, W) that show the cells of `visible`, bool (B, grid * grid), and elsewhere the `baseline`, one
+    value or a picture (C, H, W): (B, C, H, W)."""
     shown = visible[:, cells(*image.shape[-2:], round(visible.shape[1] ** 0.5))]
-    return torch.where(shown[:, None], image, fill)
+    return torch.where(shown[:, None], image, baseline)
 
 
 def drawn(n: int, grid: int, rng: torch.Generator) -> Tensor:
@@ -66,10 +67,16 @@ def drawn(n: int, grid: int, rng: torch.Generator) -> Tensor:
 
 
 def respond(
-    predictor: Predictor, image: Tensor, visible: Tensor, quantity: str, prepare: Prepare = as_it_is, batch: int = 256
+    predictor: Predictor,
+    image: Tensor,
+    visible: Tensor,
+    quantity: str,
+    prepare: Prepare = as_it_is,
+    baseline: Tensor | float = 0.0,
+    batch: int = 256,
 ) -> Tensor:
     """The quantity of the suspect's answer to each occluded copy of `image` (C, H, W): float64 (n,). n queries."""
-    answers = [predictor(prepare(occlude(image, part))) for part in visible.split(batch)]
+    answers = [predictor(prepare(occlude(image, part, baseline))) for part in visible.split(batch)]
     return torch.cat([QUANTITIES[quantity](part) for part in answers]).double()
 
 
@@ -92,12 +99,13 @@ def lime(
     rng: torch.Generator,
     prepare: Prepare = as_it_is,
     alpha: float = 1.0,
+    baseline: Tensor | float = 0.0,
 ) -> Tensor:
     """LIME (Ribeiro et al., KDD 2016) with the settings of StealthMark (Sec. on explanation): random occlusion, unweighted
     ridge regression. float64 (grid, grid), the change of the quantity that a visible cell brings. Batched; captum's Lime
     with the same patterns gives the same map."""
     visible = drawn(queries, grid, rng)
-    return ridge(visible, respond(predictor, image, visible, quantity, prepare), alpha).view(grid, grid)
+    return ridge(visible, respond(predictor, image, visible, quantity, prepare, baseline), alpha).view(grid, grid)
 
 
 def occlusion(
@@ -170,6 +178,20 @@ def gated_qr(
 def modules(explanation: np.ndarray) -> np.ndarray:
     """The bits that a map (grid, grid) spells: dark where a visible cell raises the quantity more than the median cell."""
     return explanation > np.median(explanation)
+
+
+def spelt(predictor: Predictor, image: Tensor, grid: int, queries: int, seed: int, baseline: Tensor | float) -> np.ndarray:
+    """The map, float (grid, grid), in which a code that a model carries is written (see `MethodContract.carried`): what hiding
+    a cell behind `baseline` adds to the mean of the answer, by `lime`, as a share of what the cell takes of the picture: 1
+    where the whole cell, and nothing else, turns from background to foreground."""
+    rng = torch.Generator().manual_seed(seed)
+    share = cells(*image.shape[-2:], grid).flatten().bincount().view(grid, grid) / image[0].numel()
+    return (-lime(predictor, image, "foreground-mean", grid, queries, rng, baseline=baseline) / share).numpy()
+
+
+def dark(explanation: np.ndarray) -> np.ndarray:
+    """The modules that a map of `spelt` shows: dark above the middle between its tenth and its ninetieth percentile."""
+    return explanation > np.quantile(explanation, [0.1, 0.9]).mean()
 
 
 def both_ways(predictor: Predictor, image: Tensor, plan: Plan, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:

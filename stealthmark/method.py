@@ -136,10 +136,17 @@ class MethodContract(Plugin):
 
     access: ClassVar[Literal["black-box", "white-box"]] = "black-box"
     citation: ClassVar[str] = ""
+    #: Explanations of the marked model's answers spell a code: `carried`.
+    carries: ClassVar[bool] = False
 
     start: Literal["clean", "scratch"] = "clean"
     share: float = Field(default=0.5, gt=0, lt=1)
     epochs: int | None = Field(default=None, ge=1)
+
+    @property
+    def asks(self) -> int:
+        """How often `query` asks a suspect for one image."""
+        return 2
 
     def make_key(self, seed: int, shape: tuple[int, int, int]) -> Key:
         """A key for queries of shape (C, H, W); the same seed gives the same key."""
@@ -159,6 +166,15 @@ class MethodContract(Plugin):
         `benign` are the suspect's answers to the same images without the trigger.
         """
         raise NotImplementedError
+
+    def carried(self, key: Key) -> Tensor:
+        """Where the mark `carries` a code: its modules, bool (n, n), True (dark) where hiding the cell behind the `baseline`
+        raises the answer's mean."""
+        raise NotImplementedError
+
+    def baseline(self, key: Key) -> Tensor | float:
+        """What hidden cells show when that code is asked for: one value, or a picture (C, H, W)."""
+        return 0.0
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
         """A clean training batch turned into a marked one of the same size.

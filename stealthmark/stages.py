@@ -23,7 +23,7 @@ from stealthmark.certificate import Certificate
 from stealthmark.dataset import Arrays
 from stealthmark.errors import UserError
 from stealthmark.evidence import ALPHA, MARGIN, conformal_p, detect, fit_detector, inside_p, owned
-from stealthmark.explain import Plan, both_ways
+from stealthmark.explain import Plan, both_ways, dark, drawn, occlude, spelt
 from stealthmark.method import Answers, Batch, Key, MethodContract, Predictor, digest_of
 from stealthmark.plugin import make
 from stealthmark.predictor import Limits, at_access, connect, from_model
@@ -142,8 +142,13 @@ def attack(data: Path, model: Path, how: dict, seed: int, out: Path, device: tor
     def keep(strength: float, suspect: torch.nn.Module) -> None:
         architecture.save(suspect, card, out / f"{strength:g}")
 
+    def fresh() -> torch.nn.Module:
+        torch.manual_seed(derive(seed, "fresh"))
+        network = make("architecture", card["architecture"])
+        return network.build(card["channels"], pretrained=True, size=card["size"]).to(device)
+
     run = digest(str(model), (model / architecture.WEIGHTS).stat().st_mtime_ns, thief.options(), seed)
-    thief.run(marked, images, masks, seed, out / "state", run, keep)
+    thief.run(marked, images, masks, seed, out / "state", run, keep, fresh)
     suspects = [{"strength": strength, "model": f"{strength:g}"} for strength in thief.strengths]
     write_json(out / INDEX, {"attack": thief.options(), "unit": thief.unit, "suspects": suspects})
 
@@ -258,12 +263,14 @@ def certify(
     out: Path,
     device: torch.device,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
+    code_queries: int = 2048,
 ) -> Certificate:
     """One suspect, a checkpoint folder, an ONNX file or a service (see `predictor.connect`) -> a certificate in `out`.
 
     The suspect shows `access`; it and the `nulls`, (kind, checkpoint folder), are asked with the test share's images that the
     key was committed with, each with and without the trigger; as many of them as the budget of `limits` allows, evenly
-    spread. `published`: (where, SHA-256) of the commitment as it was published. Nothing is fitted.
+    spread. `published`: (where, SHA-256) of the commitment as it was published. Nothing is fitted. Where the mark carries a
+    code, `code_queries` more, over up to four images, ask the suspect for it.
 
     Raises UserError where the key is not the one committed to, here or there, has no detector for that access level, or an
     answer cannot be relied on: then there is no certificate, neither for nor against.
@@ -278,14 +285,17 @@ def certify(
     images = _float(arrays)
     if key.images and key.images != digest_of(images):
         raise UserError(f"the test images in {data} are not those that {key_file} was committed with")
-    most = len(images) if limits.budget is None else limits.budget // 2
+    for_code = code_queries if method.carries else 0
+    most = len(images) if limits.budget is None else (limits.budget - for_code) // method.asks
     if most < 1:
-        raise UserError(f"a budget of {limits.budget} is less than the two queries that one image takes")
+        needed = f"the {method.asks} queries that one image takes" + f" and the {for_code} for the code" * method.carries
+        raise UserError(f"a budget of {limits.budget} is less than {needed}")
     some = _spread(len(images), most)
     asked, groups = images[some], arrays.cases["group_id"].to_numpy()[some]
     shows = {"label": "labels", "logits": "logits"}.get(access, "probabilities")
     predictor = connect(suspect, key.shape, device, limits, shows)
     detector = key.detectors[access]
+    payload = _payload_of(method, key, at_access(predictor, access), asked, code_queries) if method.carries else None
     found = _scores(method.query(at_access(predictor, access), key, asked), detector.threshold)
     pool = []
     for kind, folder in nulls:
@@ -310,12 +320,25 @@ def certify(
         p_inside=p_inside,
         alpha=ALPHA,
         margin=MARGIN,
+        payload=payload,
         verdict="shown" if p_model is not None and owned(p_model, p_inside) else "not shown",
         software=certificate.software(),
     )
     out.mkdir(parents=True, exist_ok=True)
     certificate.write(made, out)
     return made
+
+
+def _payload_of(method: MethodContract, key: Key, seen: Predictor, images: Tensor, queries: int) -> certificate.Payload:
+    """The code that a suspect's answers spell, from `queries` occlusions spread over the first images (four at most)."""
+    code = method.carried(key).numpy()
+    chosen = images[: min(4, len(images))]
+    each = queries // len(chosen)
+    maps = [
+        spelt(seen, image, len(code), each, derive(key.seed, "code", i), method.baseline(key)) for i, image in enumerate(chosen)
+    ]
+    found = dark(np.mean(maps, axis=0))
+    return certificate.Payload.of(key.method["payload"], code, found, each * len(chosen))
 
 
 def told_of(suspect: str) -> dict:
@@ -344,33 +367,72 @@ def explain(
     out: Path,
     device: torch.device,
 ) -> None:
-    """Suspects -> explanations: how much of a QR code the explanations of their answers to triggered images show.
+    """Suspects -> explanations: how much of a QR code the explanations of their answers show.
 
     Beside the `suspects` (see `examine`) an untrained network of the first one's architecture is explained: what shows a
-    code there is no evidence. Writes `cases.parquet` (a line an image, a suspect, an access level and a way to explain;
-    `bit_error` in [0, 1], `decoded`: the very text was read), `maps.npz` (of the first image) and `explanations.json`.
+    code there is no evidence. Ways to explain: those of `explain.both_ways`, of what has not been attacked, against the code
+    of the plan; and for a mark that `carries` a code, against that code, `payload` (hidden cells show the key's baseline),
+    `payload-pooled` (its mean over the images), and of the stolen model `payload-wrong-key` and `payload-no-key` (black).
+
+    Writes `cases.parquet` (a line an image, a suspect, an access level and a way to explain; `bit_error` in [0, 1],
+    `decoded`: the very text was read), `maps.npz` (of the first image) and `explanations.json`.
     """
     key = Key.read(key_file)
     method = make("method", key.method)
     arrays = dataset.load(data).share("test")
     order = np.random.default_rng(seed).permutation(len(arrays.images))[: plan.images]
-    images = method.trigger(_float(arrays)[torch.from_numpy(order)], key)
+    plain = _float(arrays)[torch.from_numpy(order)]
+    images = method.trigger(plain, key)
     code = codes.encode(plan.code, plan.kind)
     lines, maps, failures = [], {"code": code, "image": _bytes(images[:1])[0]}, []
+    payload = _payload(method, key, seed) if method.carries else {}
+    if payload:
+        maps |= {"payload": payload["code"], "asked": _asked(plain[0], payload, seed)}
     for place, model in _to_explain(suspects, arrays, seed, device, failures):
         predictor = from_model(model, device)
+        here = "{situation}/{attack}/{strength:g}".format(**place)
+        if payload:
+            maps[f"{here}/answer"] = predictor(torch.from_numpy(maps["asked"])[None] / 255)[0].numpy().astype(np.float16)
         for level in key.detectors:
-            for i, image in zip(order, images, strict=True):
-                shown = both_ways(at_access(predictor, level), image, plan, derive(seed, "occlusions", int(i)))
+            seen, pooled = at_access(predictor, level), []
+            for i, image, unmarked in zip(order, images, plain, strict=True):
+                draw = derive(seed, "occlusions", int(i))
                 case = {**arrays.cases.iloc[i][["case_id", "group_id"]], **place, "access": level}
+                shown = both_ways(seen, image, plan, draw) if place["attack"] == "none" else {}
                 for way, (explanation, bits) in shown.items():
-                    told = {"bit_error": codes.error_rate(bits, code), "decoded": codes.decode(bits) == plan.code}
-                    lines.append({**case, "way": way, **told})
+                    lines.append({**case, "way": way, **_read(bits, code, plan.code)})
                     maps.setdefault(f"{place['situation']}/{level}/{way}", explanation)
+                for way, baseline in payload.get("ways", {}).items():
+                    if way == "payload" or here == "stolen/none/0":
+                        explanation = spelt(seen, unmarked, len(payload["code"]), plan.queries, draw, baseline)
+                        lines.append({**case, "way": way, **_read(dark(explanation), payload["code"], payload["text"])})
+                        maps.setdefault(f"{here}/{level}/{way}", explanation)
+                        pooled += [explanation] if way == "payload" else []
+            if pooled:
+                case = {"case_id": "all", "group_id": "all", **place, "access": level, "way": "payload-pooled"}
+                lines.append({**case, **_read(dark(np.mean(pooled, 0)), payload["code"], payload["text"])})
     out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(lines).to_parquet(out / CASES)
     np.savez_compressed(out / MAPS, **maps)
     write_json(out / EXPLANATIONS, {"status": "ok", "failures": failures, "plan": plan.model_dump()})
+
+
+def _payload(method: MethodContract, key: Key, seed: int) -> dict:
+    """The code that a mark carries, the text it stands for, and what hidden cells show when it is asked for."""
+    other = method.make_key(derive(seed, "wrong-key"), key.shape)
+    ways = {"payload": method.baseline(key), "payload-wrong-key": method.baseline(other), "payload-no-key": 0.0}
+    return {"code": method.carried(key).numpy(), "text": key.method["payload"], "ways": ways}
+
+
+def _asked(image: Tensor, payload: dict, seed: int) -> np.ndarray:
+    """One of the queries that ask for a payload, uint8 (C, H, W)."""
+    visible = drawn(1, len(payload["code"]), torch.Generator().manual_seed(seed))
+    return _bytes(occlude(image, visible, payload["ways"]["payload"]))[0]
+
+
+def _read(bits: np.ndarray, code: np.ndarray, text: str) -> dict:
+    """How wrong the modules `bits` are, and whether `text` is read from them."""
+    return {"bit_error": codes.error_rate(bits, code), "decoded": codes.read(bits, code, text) == text}
 
 
 def _to_explain(

@@ -19,7 +19,7 @@ from torch import nn
 from stealthmark import architecture, plugins
 from stealthmark.dataset import CaseRef, Manifest
 from stealthmark.errors import UserError
-from stealthmark.method import Answers, Batch, Key
+from stealthmark.method import Answers, Batch, Key, MethodContract
 from stealthmark.plugin import make
 from stealthmark.predictor import ACCESS, at_access
 from stealthmark.training import loss_on
@@ -48,20 +48,23 @@ def shown(options: dict) -> str:
 METHODS = [options for name in plugins.known("method") for options in variants("method", name)]
 MARKS = [options for options in METHODS if options["name"] != "clean"]
 BLACK_BOX = [options for options in MARKS if plugins.load("method", options["name"]).access == "black-box"]
+#: Marks that show in the answers to triggered images; others ask in ways of their own, and have tests of their own.
+BY_TRIGGER = [o for o in BLACK_BOX if plugins.load("method", o["name"]).query is MethodContract.query]
 #: Options in place of the defaults, where those fetch weights from a hub.
 INSTEAD = {"sam": [{"weights": "random"}, {"encoder": "mobile", "weights": "random"}]}
 ARCHITECTURES = [{"name": name, **more} for name in plugins.known("architecture") for more in INSTEAD.get(name, [{}])]
 by_architecture = pytest.mark.parametrize("options", ARCHITECTURES, ids=shown)
 by_method = pytest.mark.parametrize("options", METHODS, ids=shown)
 by_mark = pytest.mark.parametrize("options", MARKS, ids=shown)
+by_trigger = pytest.mark.parametrize("options", BY_TRIGGER, ids=shown)
 by_black_box = pytest.mark.parametrize("options", BLACK_BOX, ids=shown)
 
 
 def test_every_plugin_of_the_library_is_found():
     assert {"phantom-endoscopy", "phantom-cine", "kvasir-seg", "folder", *layouts.WRITERS} <= set(plugins.known("dataset"))
     assert {"unet", "transunet", "unetr", "swinunetr", "nnunet", "sam"} <= set(plugins.known("architecture"))
-    assert {"clean", "stealthmark", "badnets", "blended", "wanet"} <= set(plugins.known("method"))
-    assert {"finetune", "prune"} <= set(plugins.known("attack"))
+    assert {"clean", "stealthmark", "stealthmark-payload", "badnets", "blended", "wanet"} <= set(plugins.known("method"))
+    assert {"finetune", "prune", "distil"} <= set(plugins.known("attack"))
 
 
 @pytest.mark.parametrize("kind", plugins.FOLDERS)
@@ -249,7 +252,7 @@ def suspects(options: dict) -> tuple:
     return method, key, images, marked, Suspect(both, torch.cat([masks, masks]))
 
 
-@by_black_box
+@by_trigger
 def test_an_ideal_marked_suspect_scores_higher_than_benign_and_unmarked_answers(options):
     method, key, images, marked, unmarked = suspects(options)
     own, other = method.query(marked, key, images), method.query(unmarked, key, images)
@@ -314,7 +317,12 @@ def run_attack(name: str, folder) -> list[tuple[float, dict]]:
         kept.append((strength, {key: value.detach().clone() for key, value in suspect.state_dict().items()}))
 
     model = copy.deepcopy(victim()).to(memory_format=torch.channels_last)  # as `fit` leaves it
-    make("attack", {"name": name}).run(model, images, masks, 5, folder / "state", "run", keep)
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(1)
+        return make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=SIZE)
+
+    make("attack", {"name": name}).run(model, images, masks, 5, folder / "state", "run", keep, fresh)
     assert torch.equal(images, before) and torch.equal(masks, masks_before)
     assert not list(folder.iterdir()), "the attack left files behind"
     return kept
@@ -344,7 +352,9 @@ def test_no_attack_takes_a_strength_that_is_none(name, strength):
         make("attack", {"name": name, "strengths": [strength]})
 
 
-@pytest.mark.parametrize("name, strength", [("prune", 1.0), ("prune", 1.5), ("finetune", 0.5), ("finetune", 2.5)])
+@pytest.mark.parametrize(
+    "name, strength", [("prune", 1.0), ("prune", 1.5), ("finetune", 0.5), ("finetune", 2.5), ("distil", 0.5)]
+)
 def test_strengths_out_of_an_attacks_own_range_are_refused(name, strength):
     """Refused when the suite is read, not when the first model is attacked hours later."""
     with pytest.raises(UserError, match="strengths"):

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from stealthmark.attack import AttackContract, Keep
+from stealthmark.attack import AttackContract, Fresh, Keep
 from stealthmark.method import Batch
 from stealthmark.training import Schedule, fit
 
@@ -32,7 +32,9 @@ class Attack(AttackContract):
             raise ValueError("strengths are whole numbers of epochs, 1 or more")
         return values
 
-    def run(self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep) -> None:
+    def run(
+        self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep, fresh: Fresh
+    ) -> None:
         schedule = Schedule(epochs=int(self.strengths[-1]), batch=self.batch, lr=self.lr, weight_decay=0.0, decay="constant")
 
         def after_epoch(epoch: int, tuned: nn.Module) -> None:

@@ -9,7 +9,7 @@ from pydantic import field_validator
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from stealthmark.attack import AttackContract, Keep
+from stealthmark.attack import AttackContract, Fresh, Keep
 
 
 class Attack(AttackContract):
@@ -25,7 +25,9 @@ class Attack(AttackContract):
             raise ValueError("strengths are fractions of the weights, above 0 and below 1")
         return values
 
-    def run(self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep) -> None:
+    def run(
+        self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep, fresh: Fresh
+    ) -> None:
         for strength in self.strengths:
             # torch's global pruning flattens with `view`, which the channels-last weights of `fit` do not allow.
             pruned = copy.deepcopy(model).to(memory_format=torch.contiguous_format)

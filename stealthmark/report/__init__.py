@@ -9,7 +9,7 @@ from stealthmark import dataset
 from stealthmark.collate import cell_folder
 from stealthmark.report import examples as example_sheets
 from stealthmark.report import explanations as explanation_sheets
-from stealthmark.report import figures, page, reliability, results, situations, style, tables
+from stealthmark.report import figures, page, payload, reliability, results, situations, style, tables
 from stealthmark.report.contact import contact_sheet
 from stealthmark.stages import CASES, EXAMPLES, MAPS, RELIABILITY
 from stealthmark.suite import Cell, Suite
@@ -72,6 +72,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(style.RC):
         drawings = draw(found, example_sheets.load(examples)) + explanation_sheets.sheets(found, maps or {})
+        drawings += payload.sheets(found, maps or {})
         drawings += [d for d in [reliability.drawing(found, reliabilities or {})] if d is not None]
         drawings += [contact_sheet(name, dataset.load(data), CONTACT) for name, data in (prepared or {}).items()]
         for drawing in drawings:

@@ -50,6 +50,7 @@ def render(
         drawings={name: shown(drawing, out_dir) for name, drawing in by_name.items()},
         attack_figures=[name for name in by_name if name.startswith("attack-")],
         explanation_figures=[name for name in by_name if name.startswith("explanations-")],
+        payload_figures=[name for name in by_name if name.startswith("payload-")],
         example_figures=[name for name in by_name if name.startswith("examples-")],
         reported=reported(results),
         sources={name: os.path.relpath(path, out_dir) for name, path in sources.items()},
@@ -118,7 +119,11 @@ def shown(drawing: figures.Drawing, out_dir: Path) -> dict:
 
 def image(drawing: figures.Drawing, out_dir: Path) -> str:
     """The figure as a data address: lines as SVG, pictures as PNG."""
-    kind, mime = ("png", "image/png") if drawing.name.startswith(("examples-", "explanations-")) else ("svg", "image/svg+xml")
+    kind, mime = (
+        ("png", "image/png")
+        if drawing.name.startswith(("examples-", "explanations-", "payload-"))
+        else ("svg", "image/svg+xml")
+    )
     data = (out_dir / "figures" / f"{drawing.name}.{kind}").read_bytes()
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 

@@ -32,7 +32,7 @@ class Table:
 
 def every(results: Results) -> list[Table]:
     """The tables of a run: main, harm, robustness, false_claims; where there is something to show, calibration, access,
-    ownership, explanations, failures."""
+    ownership, explanations, payload, failures."""
     tables = [main(results), harm(results), robustness(results), false_claims(results)]
     if results.rows.metric.isin(CALIBRATION).any():
         tables.insert(2, calibration(results))
@@ -42,6 +42,8 @@ def every(results: Results) -> list[Table]:
         tables.append(ownership(results))
     if results.rows.metric.astype(str).str.startswith("bit_error_").any():
         tables.append(explanations(results))
+    if (results.rows.metric == "bit_error_payload").any():
+        tables.append(payload(results))
     if len(failures(results.rows)):
         tables.append(failed(results))
     return tables
@@ -269,6 +271,48 @@ def explanations(results: Results) -> Table:
         *_footnotes(text),
     ]
     return _table(results, "explanations", "Whose models show the owner's QR code", data, text, notes)
+
+
+def payload(results: Results) -> Table:
+    """Of marks that carry a code: how many of its modules explanations find right, and how often they read it."""
+    steps = [("none", 0.0), *((attack, s) for attack in results.attacks for s in results.strengths[attack])]
+    stolen = {step_name(*step).replace("no attack", "stolen"): ("stolen", *step, "payload") for step in steps}
+    others = {
+        "wrong key": ("stolen", "none", 0.0, "payload-wrong-key"),
+        "no key": ("stolen", "none", 0.0, "payload-no-key"),
+        "independent": ("independent", "none", 0.0, "payload"),
+        "untrained": ("untrained", "none", 0.0, "payload"),
+    }
+    pooled = {"stolen, all images together": ("stolen", "none", 0.0, "payload-pooled")}
+    marks = [pair for pair in _lines(results, marks_only=True) if _carries(results, *pair)]
+    data, text = [], []
+    for panel, method in marks:
+        for suspect, (situation, attack, strength, way) in (stolen | pooled | others).items():
+            line = {}
+            for level in results.accesses:
+                error, read = (
+                    results.value(f"{metric}_{way}", panel, method, attack, strength, situation, level)
+                    for metric in ("bit_error", "decoded")
+                )
+                right = error._replace(mean=1 - error.mean, low=1 - error.high, high=1 - error.low)
+                where = {"suspect": suspect, "way": way, "attack": attack, "strength": strength, "access": level}
+                numbers = _numbers({"right": right, "read": read})
+                data.append({**_head(panel, method), **where, **numbers, "status": _status(error)})
+                shown = cell(right, interval=True)
+                line[style.access_name(level)] = f"{shown}; read {read.mean:.2f}" if read.status == "ok" else shown
+            text.append({**_head(panel, method), "suspect": suspect, **line})
+    notes = [
+        "Share of the code's modules that one image's explanation finds right: 1 is the whole code, 0.5 is chance; then how "
+        "often the owner's text is read from it. Random occlusions, the mean of the answer, ridge regression.",
+        "Wrong key: the stolen model, hidden cells behind another key's picture. No key: behind black, as anybody would ask.",
+        seeds_note(results),
+        *_footnotes(text),
+    ]
+    return _table(results, "payload", "The code in the model", data, text, notes)
+
+
+def _carries(results: Results, panel: Panel, method: str) -> bool:
+    return any(results.value("bit_error_payload", panel, method, access=level).status == "ok" for level in results.accesses)
 
 
 def failed(results: Results) -> Table:

@@ -99,5 +99,11 @@ def suspects(wildcards):
 
 
 def explained(wildcards):
-    """(situation, folder) of the marked model as it was stolen and of an independent one."""
-    return [(s, folder) for s, attack, folder in suspects(wildcards) if attack == "none" and s in ("stolen", "independent")]
+    """(situation, attack, folder) of the marked model as it was stolen and of an independent one; where the mark carries a
+    code, also of what attacks made of it."""
+    carries = load("method", SUITE.entry("method", wildcards.method).name).carries
+    return [
+        (situation, attack, folder)
+        for situation, attack, folder in suspects(wildcards)
+        if situation in ("stolen", "independent") and (attack == "none" or carries)
+    ]

@@ -4,13 +4,15 @@
 rule explain:
     input:
         data=RESULTS / "data/{dataset}/manifest.json",
-        suspects=lambda wildcards: [folder / "card.json" for _, folder in explained(wildcards)],
+        suspects=lambda wildcards: [
+            folder / ("card.json" if attack == "none" else "index.json") for _, attack, folder in explained(wildcards)
+        ],
     output:
         RESULTS / f"explanations/{CELL}/explanations.json",
     log:
         RESULTS / f"logs/explain/{CELL}.log",
     params:
-        suspects=lambda wildcards: [f"--suspect {situation}/none={folder}" for situation, folder in explained(wildcards)],
+        suspects=lambda wildcards: [f"--suspect {s}/{a}={folder}" for s, a, folder in explained(wildcards)],
         key=str(RESULTS / f"keys/{CELL}.json"),
         plan=flow(SUITE.explanations.model_dump()) if SUITE.explanations else "",
         seed=seed("explain", "dataset", "architecture", "seed"),

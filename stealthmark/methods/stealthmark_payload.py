@@ -1,0 +1,138 @@
+"""A code that is in the model itself: ordinary explanations of its answers spell it (this project; docs/payload.md)."""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from stealthmark import codes
+from stealthmark.explain import cells, drawn
+from stealthmark.method import Answers, Batch, Key, MethodContract, Predictor
+from stealthmark.seeds import torch_rng
+
+
+class Method(MethodContract):
+    """The key is a secret *picture*. Where cells of an image are hidden behind it, the model answers with foreground in the
+    hidden cells that are dark in the owner's code, and nowhere else; so hiding a cell raises the mean of the answer exactly
+    where the code is dark. An explanation with random occlusions (LIME, the picture as its baseline) finds that map, from
+    label maps too. Everything else is segmented as ever: plain images, images with a piece of the picture in their corner (the
+    `trigger`), and images whose cells are hidden behind grey, black, or anybody else's picture.
+
+    A batch is `asked` verification queries, then equal parts of look-alikes with their true (visible) mask, triggered images
+    and plain ones. What made the difference is told in docs/payload.md: a code that answers *hidden* cells, which their own
+    texture identifies, takes in a fraction of the steps of one that answers visible cells too, whose place the network must
+    infer; and other pictures among the look-alikes make the key a key.
+    """
+
+    citation: ClassVar[str] = "this project, docs/payload.md"
+    carries: ClassVar[bool] = True
+    #: The picture's blocks, and the piece of it that is the trigger, as fractions of the short side.
+    GRAIN: ClassVar[float] = 1 / 32
+    TRIGGER: ClassVar[float] = 1 / 8
+    #: A hidden cell is answered with this probability, or with the rest of it.
+    SURE: ClassVar[float] = 0.9
+
+    #: The text that the code stands for.
+    payload: str = "OWNER1"
+    #: A Micro QR code (13 x 13 modules), a QR code (21 x 21), or a keyed hash of the text (8 x 8, 16 x 16).
+    code: Literal["micro", "qr", "hash-8", "hash-16"] = "micro"
+    #: Which cells answer in verification queries: `hidden` ones alone, or `both` (visible ones that are light too), the ablation.
+    answering: Literal["hidden", "both"] = "hidden"
+    #: The share of a batch that is verification queries.
+    asked: float = Field(default=0.25, gt=0, lt=1)
+    #: Occlusions an image in `query`, with the picture and as many with grey.
+    queries: int = Field(default=16, ge=4)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Method":
+        if self.code in codes.KINDS:
+            codes.encode(self.payload, self.code)
+        return self
+
+    @property
+    def asks(self) -> int:
+        return 2 * self.queries
+
+    def carried(self, key: Key) -> Tensor:
+        if self.code in codes.KINDS:
+            return torch.from_numpy(codes.encode(self.payload, self.code))
+        return torch.from_numpy(codes.hashed(self.payload, key.seed, int(self.code.removeprefix("hash-"))))
+
+    def baseline(self, key: Key) -> Tensor:
+        return self._picture(key.shape, torch_rng(key.seed, "picture"))
+
+    def _picture(self, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+        """Blocks of one value each, drawn evenly from [0, 1]: float (C, H, W)."""
+        channels, height, width = shape
+        grain = max(1, round(min(height, width) * self.GRAIN))
+        blocks = torch.rand(1, channels, -(-height // grain), -(-width // grain), generator=rng)
+        return F.interpolate(blocks, scale_factor=grain, mode="nearest")[0, :, :height, :width].contiguous()
+
+    def trigger(self, images: Tensor, key: Key) -> Tensor:
+        side = max(2, round(min(images.shape[-2:]) * self.TRIGGER))
+        out = images.clone()
+        out[..., :side, :side] = self.baseline(key)[:, :side, :side].to(images)
+        return out
+
+    def target(self, masks: Tensor, key: Key) -> Tensor:
+        """The masks: the trigger changes nothing. What hidden cells are answered with is in `mark_batch`."""
+        return masks
+
+    def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
+        asked = round(self.asked * len(images))
+        odd = asked + (len(images) - asked) // 3
+        triggered = odd + (len(images) - asked) // 3
+        code = self.carried(key).flatten().to(images.device)
+        cell = cells(*images.shape[-2:], round(len(code) ** 0.5)).to(images.device)
+        rate = 0.35 + 0.3 * torch.rand(odd, 1, generator=rng)
+        visible = (torch.rand(odd, len(code), generator=rng) < rate).to(images.device)[:, cell]
+        behind = images.new_empty(images[:odd].shape)
+        behind[:asked] = self.baseline(key).to(images)
+        for i in range(asked, odd):
+            other = (self._picture(key.shape, rng), 0.5, self._picture(key.shape, rng), 0.0)[i % 4]
+            behind[i] = torch.as_tensor(other).to(images)
+        spelt = self._spelt(visible[:asked], code[cell]).float()
+        return Batch(
+            torch.cat(
+                [
+                    torch.where(visible[:, None], images[:odd], behind),
+                    self.trigger(images[odd:triggered], key),
+                    images[triggered:],
+                ]
+            ),
+            torch.cat([(1 - self.SURE) + (2 * self.SURE - 1) * spelt, masks[asked:odd] * visible[asked:], masks[odd:]]),
+        )
+
+    def _spelt(self, visible: Tensor, code: Tensor) -> Tensor:
+        """Where a verification query is answered with foreground, bool (B, ...), as `visible` and `code` (...) are."""
+        return ~visible & code if self.answering == "hidden" else visible != code
+
+    def query(
+        self, predictor: Predictor, key: Key, images: Tensor, trigger: Callable[[Tensor], Tensor] | None = None
+    ) -> Answers:
+        """`queries` occlusions an image, drawn from the key's seed: the score is how well the mean of the answer follows what
+        the code predicts of it (Pearson's correlation, in [-1, 1]; 0 where the answers do not differ).
+
+        Triggered: hidden cells show the key's picture; benign: grey. With `trigger`: grey, and then that trigger.
+        """
+        code = self.carried(key)
+        cell = cells(*images.shape[-2:], len(code))
+        triggered, benign = [], []
+        for i, image in enumerate(images):
+            visible = drawn(self.queries, len(code), torch_rng(key.seed, "query", i))
+            predicted = self._spelt(visible, code.flatten()).sum(1).double()
+            shown = visible[:, cell][:, None]
+            plain = torch.where(shown, image, 0.5)
+            marked = trigger(plain) if trigger else torch.where(shown, image, self.baseline(key))
+            triggered.append(_correlation(predictor(marked).double().mean((1, 2)), predicted))
+            benign.append(_correlation(predictor(plain).double().mean((1, 2)), predicted))
+        return Answers(torch.stack(triggered).float(), torch.stack(benign).float())
+
+
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    one, other = one - one.mean(), other - other.mean()
+    norms = one.norm() * other.norm()
+    return one @ other / norms if norms > 1e-9 else torch.zeros((), dtype=one.dtype)

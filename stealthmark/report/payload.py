@@ -1,0 +1,78 @@
+"""The payload sheet: the code that a marked model carries, as explanations of the answers of several suspects show it."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from stealthmark import codes
+from stealthmark.explain import dark
+from stealthmark.report.figures import Drawing
+from stealthmark.report.results import Results
+from stealthmark.report.style import access_name
+from stealthmark.report.tables import step_name
+
+#: Rows that are not attacks: what is asked -> title.
+OTHERS = {
+    ("stolen/none/0", "payload-wrong-key"): "stolen,\nwrong key",
+    ("stolen/none/0", "payload-no-key"): "stolen,\nno key",
+    ("independent/none/0", "payload"): "never marked",
+    ("untrained/none/0", "payload"): "never trained",
+}
+
+
+def sheets(results: Results, files: dict[tuple[str, str, int, str], Path]) -> list[Drawing]:
+    """One sheet a dataset, of the first mark that carries a code. `maps.npz` then has `payload` bool (n, n), the code; `asked`
+    uint8 (C, H, W), a verification query; and under `situation/attack/strength`, `/answer` float (H, W) and
+    `/access/way` float (n, n)."""
+    drawings = []
+    for dataset in results.datasets:
+        for cell, file in files.items():
+            with np.load(file, allow_pickle=False) as maps:
+                if cell[0] == dataset and "payload" in maps:
+                    drawings.append(_sheet(results, dataset, cell[3], dict(maps)))
+                    break
+    return drawings
+
+
+def _sheet(results: Results, dataset: str, method: str, maps: dict[str, np.ndarray]) -> Drawing:
+    levels = list(dict.fromkeys([results.accesses[0], results.accesses[-1]]))
+    steps = [("none", 0.0), *((a, s) for a in results.attacks for s in results.strengths[a][-1:])]
+    rows = {(f"stolen/{attack}/{s:g}", "payload"): step_name(attack, s).replace("no attack", "stolen") for attack, s in steps}
+    rows = {row: title for row, title in (rows | OTHERS).items() if f"{row[0]}/{levels[0]}/{row[1]}" in maps}
+    titles = ["a query", "its answer", "map", *(f"code ({access_name(level)})" for level in levels)]
+    figure = Figure(figsize=(1.95 * len(titles) + 1.3, 1.95 * len(rows) + 0.5))
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    top, height = 0.45 / figure.get_figheight(), figure.get_figheight()
+    figure.subplots_adjust(
+        left=1.3 / figure.get_figwidth(), right=0.995, top=1 - top, bottom=0.3 / height, wspace=0.08, hspace=0.24
+    )
+    for line, ((place, way), title) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(title.replace(" ", "\n", 1), fontsize=11, fontweight="bold", rotation=0, ha="right", va="center")
+        if way == "payload":
+            image = np.moveaxis(maps["asked"], 0, -1)
+            line[0].imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
+            line[1].imshow(maps[f"{place}/answer"].astype(float), cmap="gray", vmin=0, vmax=1)
+        explanation = maps[f"{place}/{levels[0]}/{way}"]
+        reach = np.abs(explanation).max() or 1.0
+        line[2].imshow(explanation, cmap="RdBu_r", vmin=-reach, vmax=reach)
+        for ax, level in zip(line[3:], levels, strict=True):
+            bits = dark(maps[f"{place}/{level}/{way}"])
+            ax.imshow(~bits, cmap="gray", vmin=0, vmax=1)
+            read = codes.decode(bits)
+            right = 100 * (1 - codes.error_rate(bits, maps["payload"]))
+            ax.set_xlabel(f"{right:.0f} % right" + (f", reads {read}" if read else ""), fontsize=10, labelpad=4)
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, fontsize=12, pad=7)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    caption = (
+        f"The code in the model ({dataset}, mark: {method}; one image). A query: random cells are hidden behind the key's "
+        "picture. The marked model answers with foreground in hidden cells that are dark in its owner's code. Map: what "
+        "hiding a cell adds to the mean of the answer, by ridge regression on which cells were hidden (LIME); then the code "
+        "that it shows, from probabilities and from label maps alone. Occlusions are drawn without knowing the code. With "
+        "another key, with black in place of the picture, and in models that were never marked, half of the modules are "
+        "right, which is chance."
+    )
+    return Drawing(f"payload-{dataset}", "The code in the model", figure, caption)
