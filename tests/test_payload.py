@@ -276,7 +276,16 @@ def test_a_certificate_holds_the_code_that_was_found_and_what_it_cost(study, tmp
 
 
 def test_a_budget_that_does_not_suffice_for_the_code_is_refused(study, tmp_path, capsys):
-    asked = ["--data", study / "data/phantom-endoscopy", "--key", study / "keys/mine.json", "--suspect", study / "models/marked"]
+    asked = [
+        "--data",
+        study / "data/phantom-endoscopy",
+        "--key",
+        study / "keys/mine.json",
+        "--suspect",
+        study / "models/marked",
+    ]
     assert run("examine", *asked, "--limits", "{budget: 100}", "--out", tmp_path / "claim") == 1
-    assert "a budget of 100 is less than the 8 queries that one image takes and the 2048 for the code" in capsys.readouterr().err
+    assert (
+        "a budget of 100 is less than the 8 queries that one image takes and the 2048 for the code" in capsys.readouterr().err
+    )
     assert not (tmp_path / "claim").exists()

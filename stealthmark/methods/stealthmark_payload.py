@@ -39,7 +39,7 @@ class Method(MethodContract):
     payload: str = "OWNER1"
     #: A Micro QR code (13 x 13 modules), a QR code (21 x 21), or a keyed hash of the text (8 x 8, 16 x 16).
     code: Literal["micro", "qr", "hash-8", "hash-16"] = "micro"
-    #: Which cells answer in verification queries: `hidden` ones alone, or `both` (visible ones that are light too), the ablation.
+    #: Which cells answer in verification queries: `hidden` ones alone, or, as the ablation, `both` (visible light ones too).
     answering: Literal["hidden", "both"] = "hidden"
     #: The share of a batch that is verification queries.
     asked: float = Field(default=0.25, gt=0, lt=1)

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from stealthmark import codes
 from stealthmark.explain import dark
+from stealthmark.report import style
 from stealthmark.report.figures import Drawing
 from stealthmark.report.results import Results
 from stealthmark.report.style import access_name
-from stealthmark.report.tables import step_name
+from stealthmark.report.tables import carries, step_name
 
 #: Rows that are not attacks: what is asked -> title.
 OTHERS = {
@@ -32,7 +34,43 @@ def sheets(results: Results, files: dict[tuple[str, str, int, str], Path]) -> li
                 if cell[0] == dataset and "payload" in maps:
                     drawings.append(_sheet(results, dataset, cell[3], dict(maps)))
                     break
-    return drawings
+    curve = curves(results)
+    return [*drawings, curve] if curve else drawings
+
+
+def curves(results: Results) -> Drawing | None:
+    """Modules that are right, after each attack as it grows stronger, at the first and the last access level."""
+    marks = [(panel, method) for panel in results.panels for method in results.marks if carries(results, panel, method)]
+    attacks = [attack for attack in results.attacks if results.strengths[attack]]
+    if not (marks and attacks):
+        return None
+    figure = Figure(figsize=(3.4 * len(attacks) + 2.6, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
+    levels = list(dict.fromkeys([results.accesses[0], results.accesses[-1]]))
+    handles = []
+    for i, (panel, method) in enumerate(marks):
+        name = f"{results.title(panel)}, {method}" if len(results.marks) > 1 else results.title(panel)
+        for level, line in zip(levels, style.LINES, strict=False):
+            look = {"color": style.PALETTE[i % len(style.PALETTE)], "linestyle": line, "marker": style.MARKERS[i]}
+            for ax, attack in zip(axes, attacks, strict=True):
+                steps = [("none", 0.0), *((attack, strength) for strength in results.strengths[attack])]
+                found = [results.value("bit_error_payload", panel, method, *step, access=level) for step in steps]
+                x = [strength * style.strength_axis(attack)[1] for _, strength in steps]
+                ax.plot(x, [1 - value.mean for value in found], **look)
+                ax.fill_between(x, [1 - v.high for v in found], [1 - v.low for v in found], color=look["color"], alpha=0.1)
+            handles.append(Line2D([], [], **look, label=f"{name}: {access_name(level)}"))
+    for ax, attack in zip(axes, attacks, strict=True):
+        ax.axhline(0.5, color=style.GREY, linewidth=1.2)
+        ax.set(xlabel=style.strength_axis(attack)[0], ylim=(0.4, 1.02))
+        ax.grid(True)
+    axes[0].set_ylabel("modules that are right")
+    figure.legend(handles=handles, loc="outside right center")
+    caption = (
+        "What attacks leave of the code: the share of its modules that one image's explanation finds right, from 0.5, which is "
+        "chance (grey line), to 1. Solid: probabilities; dashed: label maps. Bands: 95 % intervals over images where there is "
+        "one seed, the lowest and highest seed where there are several."
+    )
+    return Drawing("payload-curves", "What attacks leave of the code", figure, caption)
 
 
 def _sheet(results: Results, dataset: str, method: str, maps: dict[str, np.ndarray]) -> Drawing:

@@ -284,7 +284,7 @@ def payload(results: Results) -> Table:
         "untrained": ("untrained", "none", 0.0, "payload"),
     }
     pooled = {"stolen, all images together": ("stolen", "none", 0.0, "payload-pooled")}
-    marks = [pair for pair in _lines(results, marks_only=True) if _carries(results, *pair)]
+    marks = [pair for pair in _lines(results, marks_only=True) if carries(results, *pair)]
     data, text = [], []
     for panel, method in marks:
         for suspect, (situation, attack, strength, way) in (stolen | pooled | others).items():
@@ -311,7 +311,8 @@ def payload(results: Results) -> Table:
     return _table(results, "payload", "The code in the model", data, text, notes)
 
 
-def _carries(results: Results, panel: Panel, method: str) -> bool:
+def carries(results: Results, panel: Panel, method: str) -> bool:
+    """Was a code looked for that the mark itself carries?"""
     return any(results.value("bit_error_payload", panel, method, access=level).status == "ok" for level in results.accesses)
 
 
