@@ -118,7 +118,7 @@ def test_the_kinds_of_null_models_are_named(place, stolen, tmp_path):
     ("more", "sentence"),
     [
         (["--access", "logits"], "has no detector for the access level 'logits'; it has: probabilities, label"),
-        (["--limits", "{budget: 1}"], "a budget of 1 is less than the two queries"),
+        (["--limits", "{budget: 1}"], "a budget of 1 is less than the 2 queries"),
         (["--limits", "{patience: 3}"], "no field 'patience'"),
         (["--null", "nowhere"], "there is no model in nowhere"),
         (["--commitment", "nowhere.json"], "cannot read nowhere.json"),
