@@ -21,11 +21,22 @@ def _rising(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
+def _whole(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(value >= 1 and value.is_integer() for value in values):
+        raise ValueError("strengths are whole numbers of epochs, 1 or more")
+    return values
+
+
+#: The points of an attack's curve, rising; and where they are epochs, whole ones.
+Strengths = Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_rising)]
+Epochs = Annotated[Strengths, AfterValidator(_whole)]
+
+
 class AttackContract(Plugin):
     """What a thief does to remove a mark. `strengths` are the points of its curve; `unit` says what they count."""
 
     unit: ClassVar[str]
-    strengths: Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_rising)]
+    strengths: Strengths
 
     def run(
         self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep, fresh: Fresh

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.ticker import MaxNLocator
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, computed_field, model_validator
 
@@ -22,6 +21,7 @@ from stealthmark.errors import UserError
 from stealthmark.evidence import conformal_p, detect
 from stealthmark.method import Key
 from stealthmark.metrics import clustered_rate
+from stealthmark.pages import template
 
 JSON, HTML = "certificate.json", "certificate.html"
 #: Options of a method that a certificate never shows. The owner's code has a place of its own, where it was asked for.
@@ -400,20 +400,12 @@ def write(certificate: Certificate, folder: Path) -> None:
 
 def page(certificate: Certificate) -> str:
     """The HTML page. Everything in it is escaped: a suspect's name, and what its code decodes to, are not to be trusted."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"p": p_text, "modules": modules, "tied": tied}
     ranked = sorted(certificate.nulls, key=lambda null: -null.score)
     # Three digits of the largest score, and as many decimals for all others.
     largest = max(map(abs, every(certificate)))
     decimals = max(0, 2 - math.floor(math.log10(largest))) if largest else 0
-    environment.filters["number"] = lambda score: minus(f"{score:.{decimals}f}")
-    return environment.get_template("certificate.html.j2").render(
+    filters = {"p": p_text, "modules": modules, "tied": tied, "number": lambda score: minus(f"{score:.{decimals}f}")}
+    return template(Path(__file__).parent / "certificate.html.j2", filters).render(
         c=certificate,
         shown=certificate.verdict == "shown",
         access=access_name(certificate.access),

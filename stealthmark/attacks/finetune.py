@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from stealthmark.attack import AttackContract, Fresh, Keep
+from stealthmark.attack import AttackContract, Epochs, Fresh, Keep
 from stealthmark.method import Batch
 from stealthmark.training import Schedule, fit
 
@@ -20,17 +20,10 @@ class Attack(AttackContract):
     """
 
     unit: ClassVar[str] = "epochs"
-    strengths: AttackContract.__annotations__["strengths"] = (1.0, 3.0, 5.0)
+    strengths: Epochs = (1.0, 3.0, 5.0)
     lr: float = Field(default=1e-4, gt=0)
     batch: int = Field(default=16, ge=2)
     batch_norm: Literal["train", "frozen"] = "train"
-
-    @field_validator("strengths")
-    @classmethod
-    def _epochs(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(value >= 1 and value.is_integer() for value in values):
-            raise ValueError("strengths are whole numbers of epochs, 1 or more")
-        return values
 
     def run(
         self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep, fresh: Fresh

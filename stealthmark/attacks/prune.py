@@ -9,14 +9,14 @@ from pydantic import field_validator
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from stealthmark.attack import AttackContract, Fresh, Keep
+from stealthmark.attack import AttackContract, Fresh, Keep, Strengths
 
 
 class Attack(AttackContract):
     """Strength: the fraction of weights removed. Needs no data."""
 
     unit: ClassVar[str] = "fraction of weights"
-    strengths: AttackContract.__annotations__["strengths"] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    strengths: Strengths = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
     @field_validator("strengths")
     @classmethod

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from stealthmark.pages import template
 from stealthmark.report import figures
 from stealthmark.report.results import HARM_MARGIN, TAKES, THIEF_MARGIN, Results
 from stealthmark.report.tables import ABSENT, FAILED, Table
@@ -32,17 +32,9 @@ def render(
     provenance: `datasets` (name -> manifest), `methods` (name -> citation), `commands` (cell -> command), `hardware`,
     `packages` (name -> version), `stages` (name -> time and memory), `config`, and any other field; all may be absent.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"cell": cell, "minus": minus, "value": plain}
     by_name = {drawing.name: drawing for drawing in drawings}
     first = results.rows.iloc[0]
-    return environment.get_template(TEMPLATE).render(
+    return template(Path(__file__).parent / TEMPLATE, {"cell": cell, "minus": minus, "value": plain}).render(
         suite=first.suite,
         version=first.benchmark_version,
         results=results,
