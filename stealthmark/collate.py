@@ -16,6 +16,7 @@ from stealthmark.architecture import write_json
 from stealthmark.claims import NAMES
 from stealthmark.errors import UserError
 from stealthmark.evidence import conformal_p, detect, holm, inside_p, owned
+from stealthmark.plugin import make
 from stealthmark.plugins import load
 from stealthmark.seeds import derive
 from stealthmark.stages import CASES, EVIDENCE, EXPLANATIONS, NULL, POOL
@@ -75,7 +76,8 @@ def collate(suite: Suite, results: Path) -> None:
             for values, cases in table.groupby(PLACE, sort=False):
                 here = {**cell._asdict(), **dict(zip(PLACE, values, strict=True))}
                 rows += [{**here, **row, "status": "ok"} for row in _rows(cases, derive(suite.seed, "bootstrap", *cell))]
-            rows += [{**cell._asdict(), **row, "status": "ok"} for row in _judged(table, folder / POOL)]
+            asks = make("method", suite.entry("method", cell.method).options()).asks
+            rows += [{**cell._asdict(), **row, "status": "ok"} for row in _judged(table, folder / POOL, asks)]
             if suite.claims and (folder / POOL).exists():
                 pools.append(pd.read_parquet(folder / POOL).assign(**cell._asdict()))
         if suite.explanations and cell.method != "clean" and summary["status"] == "ok":
@@ -118,13 +120,13 @@ def _rows(cases: pd.DataFrame, seed: int) -> list[dict]:
     return rows
 
 
-def _judged(cases: pd.DataFrame, pool_file: Path) -> list[dict]:
+def _judged(cases: pd.DataFrame, pool_file: Path, asks: int = 2) -> list[dict]:
     """Where there are null models: whose model each suspect is, at each access level, as rows.
 
     `p_model`: the suspect's rank among the null models (their unit is the model, its score the mean over the triggered
     queries), which were queried as the suspect was. `p_inside`: that the trigger makes the difference (Holm-adjusted over
     the attacks on a stolen model). `owned`: the verdict, 1 or 0; of a null model too, ranked among the others. `queries`: the
-    fewest queries that give the verdict on the model as it was stolen, and every larger number too. `tpr_5`, `tpr_1`: the
+    fewest queries that give the verdict on the model as it was stolen, and every larger number too, where an image takes `asks`. `tpr_5`, `tpr_1`: the
     stolen model's triggered queries above the score that 5 % and 1 % of the null models' triggered queries exceed.
     """
     null = cases["situation"].str.startswith(NULL)
@@ -148,7 +150,7 @@ def _judged(cases: pd.DataFrame, pool_file: Path) -> list[dict]:
             p = conformal_p(float(part["score_triggered"].mean()), among)
             told = {"p_model": p, "p_inside": inside[place], "owned": float(owned(p, inside[place]))}
             if place[:2] == ("stolen", "none"):
-                told |= _reached(part, here[here["situation"].str.startswith(NULL)], len(stolen))
+                told |= _reached(part, here[here["situation"].str.startswith(NULL)], len(stolen), asks)
             rows += [
                 {**dict(zip(PLACE, place, strict=True)), "metric": m, "value": v, "n": len(among)} for m, v in told.items()
             ]
@@ -160,8 +162,9 @@ def _inside(part: pd.DataFrame) -> float:
     return inside_p(hit, alarm, part["group_id"].to_numpy())
 
 
-def _reached(part: pd.DataFrame, nulls: pd.DataFrame, family: int) -> dict[str, float]:
-    """`queries`, `tpr_5` and `tpr_1` of one suspect among null models; `family` p-values inside it are adjusted for."""
+def _reached(part: pd.DataFrame, nulls: pd.DataFrame, family: int, asks: int) -> dict[str, float]:
+    """`queries`, `tpr_5` and `tpr_1` of one suspect among null models; `family` p-values inside it are adjusted for, and an
+    image takes `asks` queries."""
     told = {}
     for percent in (5, 1):
         threshold = np.quantile(nulls["score_triggered"], 1 - percent / 100, method="higher")
@@ -176,7 +179,7 @@ def _reached(part: pd.DataFrame, nulls: pd.DataFrame, family: int) -> dict[str, 
     for k in reversed(n):
         if not owned(conformal_p(scores[k - 1], pools[:, k - 1]), min(1.0, family * _inside(own[:k]))):
             break
-        fewest = 2 * k  # each image with the trigger and without
+        fewest = asks * k
     return told | {"queries": fewest}
 
 

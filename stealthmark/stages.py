@@ -222,7 +222,7 @@ def examine(
         pd.concat(tables, ignore_index=True).to_parquet(out / CASES)
     if asked:
         pd.DataFrame(pool, columns=["claim", "null", "access", "score"]).to_parquet(out / POOL)
-    summary = {"status": "ok", "failures": failures, "queries": 2 * len(images) if key else 0}
+    summary = {"status": "ok", "failures": failures, "queries": method.asks * len(images) if key else 0}
     write_json(out / EVIDENCE, summary)
 
 

@@ -19,13 +19,13 @@ def scored(situation: str, triggered: float, benign: float = 0.0, attack: str = 
     return cases.assign(**place, score_triggered=triggered, score_benign=benign, threshold=0.5)
 
 
-def judged(tmp_path, *models: pd.DataFrame, pool: list | None = None) -> pd.Series:
+def judged(tmp_path, *models: pd.DataFrame, pool: list | None = None, asks: int = 2) -> pd.Series:
     """(situation, attack, metric) -> value"""
     file = tmp_path / "pool.parquet"
     if pool:
         lines = [{"claim": c, "null": f"null-{i}", "access": "probabilities", "score": s} for c, s, n in pool for i in range(n)]
         pd.DataFrame(lines).to_parquet(file)
-    rows = pd.DataFrame(_judged(pd.concat(models, ignore_index=True), file))
+    rows = pd.DataFrame(_judged(pd.concat(models, ignore_index=True), file, asks))
     return rows.set_index(["situation", "attack", "metric"])["value"].sort_index()
 
 
@@ -37,6 +37,11 @@ def test_a_stolen_model_above_nineteen_nulls(tmp_path):
     assert found["p_model"] == pytest.approx(0.05) and found["p_inside"] == pytest.approx(0.55**PATIENTS)
     assert found["owned"] == 1 and found["tpr_5"] == found["tpr_1"] == 1
     assert found["queries"] == 12, "six patients, each asked with the trigger and without: 0.55 ** 6 < 0.05 < 0.55 ** 5"
+
+
+def test_a_mark_that_asks_more_of_an_image_needs_more_queries(tmp_path):
+    found = judged(tmp_path, scored("stolen", 1.0), *NULLS, asks=32)["stolen", "none"]
+    assert found["queries"] == 6 * 32
 
 
 def test_eighteen_nulls_are_too_few(tmp_path):
