@@ -126,8 +126,9 @@ def _judged(cases: pd.DataFrame, pool_file: Path, asks: int = 2) -> list[dict]:
     `p_model`: the suspect's rank among the null models (their unit is the model, its score the mean over the triggered
     queries), which were queried as the suspect was. `p_inside`: that the trigger makes the difference (Holm-adjusted over
     the attacks on a stolen model). `owned`: the verdict, 1 or 0; of a null model too, ranked among the others. `queries`: the
-    fewest queries that give the verdict on the model as it was stolen, and every larger number too, where an image takes `asks`. `tpr_5`, `tpr_1`: the
-    stolen model's triggered queries above the score that 5 % and 1 % of the null models' triggered queries exceed.
+    fewest queries that give the verdict on the model as it was stolen, and every larger number too, where an image takes
+    `asks`. `tpr_5`, `tpr_1`: the stolen model's triggered queries above the score that 5 % and 1 % of the null models'
+    triggered queries exceed.
     """
     null = cases["situation"].str.startswith(NULL)
     if not null.any():
