@@ -136,7 +136,7 @@ class MethodContract(Plugin):
 
     access: ClassVar[Literal["black-box", "white-box"]] = "black-box"
     citation: ClassVar[str] = ""
-    #: Explanations of the marked model's answers spell a code: `carried`.
+    #: Explanations of the marked model's answers spell a code, `carried`, which stands for the text in the option `payload`.
     carries: ClassVar[bool] = False
 
     start: Literal["clean", "scratch"] = "clean"

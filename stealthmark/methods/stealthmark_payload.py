@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from stealthmark import codes
-from stealthmark.explain import cells, drawn
+from stealthmark.explain import cells, drawn, occlude
 from stealthmark.method import Answers, Batch, Key, MethodContract, Predictor
 from stealthmark.seeds import torch_rng
 
@@ -118,15 +118,13 @@ class Method(MethodContract):
 
         Triggered: hidden cells show the key's picture; benign: grey. With `trigger`: grey, and then that trigger.
         """
-        code = self.carried(key)
-        cell = cells(*images.shape[-2:], len(code))
+        code, picture = self.carried(key), self.baseline(key)
         triggered, benign = [], []
         for i, image in enumerate(images):
             visible = drawn(self.queries, len(code), torch_rng(key.seed, "query", i))
             predicted = self._spelt(visible, code.flatten()).sum(1).double()
-            shown = visible[:, cell][:, None]
-            plain = torch.where(shown, image, 0.5)
-            marked = trigger(plain) if trigger else torch.where(shown, image, self.baseline(key))
+            plain = occlude(image, visible, 0.5)
+            marked = trigger(plain) if trigger else occlude(image, visible, picture)
             triggered.append(_correlation(predictor(marked).double().mean((1, 2)), predicted))
             benign.append(_correlation(predictor(plain).double().mean((1, 2)), predicted))
         return Answers(torch.stack(triggered).float(), torch.stack(benign).float())
