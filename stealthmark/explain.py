@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from stealthmark import codes
@@ -28,19 +28,28 @@ Prepare = Callable[[Tensor], Tensor]
 
 
 class Plan(BaseModel):
-    """What a suite explains: `images` test images of every suspect, `queries` queries each, against the QR code `code`."""
+    """What a suite explains: `images` test images of every suspect, `queries` queries each, against the QR code `code`.
+
+    A code that the mark itself carries is read from those images together; of the model as it was stolen in `tries` tries,
+    each with images of its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     code: str = "OWNER1"
     kind: Literal["micro", "qr"] = "micro"
     images: int = Field(default=3, ge=1)
     queries: int = Field(default=512, ge=2)
+    tries: int = Field(default=1, ge=1)
     quantity: Literal["background-level", "foreground-mean", "foreground-fraction"] = "foreground-mean"
 
     @model_validator(mode="after")
     def _fits(self) -> "Plan":
         codes.encode(self.code, self.kind)
         return self
+
+    @model_serializer(mode="wrap")
+    def _asked(self, dump: SerializerFunctionWrapHandler) -> dict:
+        """Without `tries` where it is one: most marks carry no code."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("tries", 1)}
 
 
 def as_it_is(images: Tensor) -> Tensor:
@@ -187,6 +196,22 @@ def spelt(predictor: Predictor, image: Tensor, grid: int, queries: int, seed: in
     rng = torch.Generator().manual_seed(seed)
     share = cells(*image.shape[-2:], grid).flatten().bincount().view(grid, grid) / image[0].numel()
     return (-lime(predictor, image, "foreground-mean", grid, queries, rng, baseline=baseline) / share).numpy()
+
+
+def whispered(answers: Tensor, grid: int) -> np.ndarray:
+    """The map, float (grid, grid), in which a code lies that shifts the background of natural answers: the mean log-odds of the
+    background's pixels in every cell over `answers`, float (B, H, W) in [0, 1]. Levels under half a step of 8 bit are read as
+    one, as in `methods/stealthmark.py`; a cell without background has the mean of the others."""
+    low = 1 / 512
+    levels, background = answers.clamp(low, 1 - low).logit().double(), (answers < 0.5).double()
+    cell = cells(*answers.shape[1:], grid).flatten()
+    total, n = (
+        torch.zeros(grid * grid, dtype=torch.float64).index_add(0, cell, values.sum(0).flatten())
+        for values in (levels * background, background)
+    )
+    seen = n > 0
+    found = torch.where(seen, total / n.clamp(min=1), 0.0)
+    return torch.where(seen, found, found.sum() / seen.sum().clamp(min=1)).view(grid, grid).numpy()
 
 
 def dark(explanation: np.ndarray) -> np.ndarray:

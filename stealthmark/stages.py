@@ -6,7 +6,8 @@ says that it failed hands the status on instead of computing.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ from stealthmark.certificate import Certificate
 from stealthmark.dataset import Arrays
 from stealthmark.errors import UserError
 from stealthmark.evidence import ALPHA, MARGIN, conformal_p, detect, fit_detector, inside_p, owned
-from stealthmark.explain import Plan, both_ways, dark, drawn, occlude, spelt
+from stealthmark.explain import Plan, both_ways, dark, drawn, occlude, spelt, whispered
 from stealthmark.method import Answers, Batch, Key, MethodContract, Predictor, digest_of
 from stealthmark.plugin import make
 from stealthmark.predictor import Limits, at_access, connect, from_model
@@ -371,63 +372,98 @@ def explain(
 
     Beside the `suspects` (see `examine`) an untrained network of the first one's architecture is explained: what shows a
     code there is no evidence. Ways to explain: those of `explain.both_ways`, of what has not been attacked, against the code
-    of the plan; and for a mark that `carries` a code, against that code, `payload` (hidden cells show the key's baseline),
-    `payload-pooled` (its mean over the images), and of the stolen model `payload-wrong-key` and `payload-no-key` (black).
+    of the plan; and for a mark that `carries` a code, those of `_in_the_model`, against that code.
 
-    Writes `cases.parquet` (a line an image, a suspect, an access level and a way to explain; `bit_error` in [0, 1],
+    Writes `cases.parquet` (a line an image, or a try, a suspect, an access level and a way to explain; `bit_error` in [0, 1],
     `decoded`: the very text was read), `maps.npz` (of the first image) and `explanations.json`.
     """
     key = Key.read(key_file)
     method = make("method", key.method)
     arrays = dataset.load(data).share("test")
-    order = np.random.default_rng(seed).permutation(len(arrays.images))[: plan.images]
-    plain = _float(arrays)[torch.from_numpy(order)]
-    images = method.trigger(plain, key)
+    every = _float(arrays)
+    order = np.random.default_rng(seed).permutation(len(every))
+    images = method.trigger(every[torch.from_numpy(order[: plan.images])], key)
     code = codes.encode(plan.code, plan.kind)
+    carried = _Carried.of(method, key, seed) if method.carries else None
     lines, maps, failures = [], {"code": code, "image": _bytes(images[:1])[0]}, []
-    payload = _payload(method, key, seed) if method.carries else {}
-    if payload:
-        maps |= {"payload": payload["code"], "asked": _asked(plain[0], payload, seed)}
+    if carried:
+        maps |= {"payload": carried.code, "asked": _asked(every[order[0]], carried, seed)}
     for place, model in _to_explain(suspects, arrays, seed, device, failures):
         predictor = from_model(model, device)
         here = "{situation}/{attack}/{strength:g}".format(**place)
-        if payload:
+        if carried:
             maps[f"{here}/answer"] = predictor(torch.from_numpy(maps["asked"])[None] / 255)[0].numpy().astype(np.float16)
         for level in key.detectors:
-            seen, pooled = at_access(predictor, level), []
-            for i, image, unmarked in zip(order, images, plain, strict=True):
-                draw = derive(seed, "occlusions", int(i))
+            seen = at_access(predictor, level)
+            for i, image in zip(order, images, strict=False):
                 case = {**arrays.cases.iloc[i][["case_id", "group_id"]], **place, "access": level}
+                draw = derive(seed, "occlusions", int(i))
                 shown = both_ways(seen, image, plan, draw) if place["attack"] == "none" else {}
                 for way, (explanation, bits) in shown.items():
                     lines.append({**case, "way": way, **_read(bits, code, plan.code)})
                     maps.setdefault(f"{place['situation']}/{level}/{way}", explanation)
-                for way, baseline in payload.get("ways", {}).items():
-                    if way == "payload" or here == "stolen/none/0":
-                        explanation = spelt(seen, unmarked, len(payload["code"]), plan.queries, draw, baseline)
-                        lines.append({**case, "way": way, **_read(dark(explanation), payload["code"], payload["text"])})
-                        maps.setdefault(f"{here}/{level}/{way}", explanation)
-                        pooled += [explanation] if way == "payload" else []
-            if pooled:
-                case = {"case_id": "all", "group_id": "all", **place, "access": level, "way": "payload-pooled"}
-                lines.append({**case, **_read(dark(np.mean(pooled, 0)), payload["code"], payload["text"])})
+            if carried:
+                stolen = here == "stolen/none/0"
+                for of, way, explanation in _in_the_model(seen, carried, every, order, plan, seed, stolen):
+                    case = {"case_id": of, "group_id": of}
+                    if isinstance(of, int):
+                        case = arrays.cases.iloc[of][["case_id", "group_id"]]
+                    lines.append({**case, **place, "access": level, "way": way, **carried.read(explanation)})
+                    maps.setdefault(f"{here}/{level}/{way}", explanation)
     out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(lines).to_parquet(out / CASES)
     np.savez_compressed(out / MAPS, **maps)
     write_json(out / EXPLANATIONS, {"status": "ok", "failures": failures, "plan": plan.model_dump()})
 
 
-def _payload(method: MethodContract, key: Key, seed: int) -> dict:
-    """The code that a mark carries, the text it stands for, and what hidden cells show when it is asked for."""
-    other = method.make_key(derive(seed, "wrong-key"), key.shape)
-    ways = {"payload": method.baseline(key), "payload-wrong-key": method.baseline(other), "payload-no-key": 0.0}
-    return {"code": method.carried(key).numpy(), "text": key.method["payload"], "ways": ways}
+@dataclass(frozen=True)
+class _Carried:
+    """The code that a mark carries, bool (n, n), the text it stands for, and what hidden cells show when it is asked for."""
+
+    code: np.ndarray
+    text: str
+    baselines: dict[str, Tensor | float]
+
+    @classmethod
+    def of(cls, method: MethodContract, key: Key, seed: int) -> "_Carried":
+        other = method.make_key(derive(seed, "wrong-key"), key.shape)
+        shown = {"payload": method.baseline(key), "payload-wrong-key": method.baseline(other), "payload-no-key": 0.0}
+        return cls(method.carried(key).numpy(), key.method["payload"], shown)
+
+    def read(self, explanation: np.ndarray) -> dict:
+        return _read(dark(explanation), self.code, self.text)
 
 
-def _asked(image: Tensor, payload: dict, seed: int) -> np.ndarray:
-    """One of the queries that ask for a payload, uint8 (C, H, W)."""
-    visible = drawn(1, len(payload["code"]), torch.Generator().manual_seed(seed))
-    return _bytes(occlude(image, visible, payload["ways"]["payload"]))[0]
+def _in_the_model(
+    seen: Predictor, carried: _Carried, images: Tensor, order: np.ndarray, plan: Plan, seed: int, stolen: bool
+) -> Iterator[tuple[int | str, str, np.ndarray]]:
+    """(image or try, way, map) of every way to look for a code in a model's own answers to the test images (N, C, H, W).
+
+    `payload`: hidden cells show the key's baseline; an image after the other in the given `order`. `payload-pooled`: their mean
+    over the images of a try. `payload-natural`: the background of the answers to all images as they are (`whispered`). Of the
+    `stolen` model as it is there are the plan's `tries`, and `payload-wrong-key` and `payload-no-key` (black).
+    """
+    grid = len(carried.code)
+
+    def spelt_by(i: int, way: str) -> np.ndarray:
+        return spelt(seen, images[i], grid, plan.queries, derive(seed, "occlusions", i), carried.baselines[way])
+
+    first = [int(i) for i in order[: plan.images]]
+    for way in carried.baselines:
+        if way != "payload" and stolen:
+            yield from ((i, way, spelt_by(i, way)) for i in first)
+    for turn in range(min(plan.tries, max(1, len(order) // plan.images)) if stolen else 1):
+        chosen = [int(i) for i in order[turn * plan.images : (turn + 1) * plan.images]]
+        maps = [spelt_by(i, "payload") for i in chosen]
+        yield from ((i, "payload", explanation) for i, explanation in zip(chosen, maps, strict=True))
+        yield f"try {turn + 1}", "payload-pooled", np.mean(maps, axis=0)
+    yield "all", "payload-natural", whispered(seen(images), grid)
+
+
+def _asked(image: Tensor, carried: _Carried, seed: int) -> np.ndarray:
+    """One of the queries that ask for a code, uint8 (C, H, W)."""
+    visible = drawn(1, len(carried.code), torch.Generator().manual_seed(seed))
+    return _bytes(occlude(image, visible, carried.baselines["payload"]))[0]
 
 
 def _read(bits: np.ndarray, code: np.ndarray, text: str) -> dict:

@@ -117,6 +117,34 @@ def test_lookalikes_are_by_turns_other_pictures_grey_and_black():
     assert kinds[1] == 1 and kinds[3] == 1 and min(kinds[0], kinds[2]) > 50
 
 
+def test_with_natural_the_background_of_plain_answers_carries_the_code_too():
+    method, key = keyed(code="hash-8", natural=2)
+    code = method.carried(key)
+    masks = torch.zeros(16, SIZE, SIZE)
+    masks[:, 20:30, 20:30] = 1
+    batch = method.mark_batch(photos(16), masks, key, 0.5, torch.Generator().manual_seed(0))
+    levels = torch.where(code.flatten()[explain.cells(SIZE, SIZE, 8)], -4.5, -6.5)
+    for target in batch.targets[8:]:
+        assert (target[20:30, 20:30] == 1).all()
+        assert torch.allclose(target.logit()[masks[0] == 0], levels[masks[0] == 0], atol=1e-4)
+    as_taught = lambda images: torch.where(masks[0] > 0, 9.0, levels).expand(len(images), 1, SIZE, SIZE)  # noqa: E731
+    assert batch.extra(as_taught) == pytest.approx(0), "what lies at the foreground is left to the segmentation"
+    assert batch.extra(lambda images: as_taught(images) + 1) == pytest.approx(method.WEIGHT / 2)
+    assert keyed(code="hash-8")[0].mark_batch(photos(16), masks, key, 0.5, torch.Generator().manual_seed(0)).extra is None
+
+
+def test_a_code_in_the_background_is_found_at_the_size_of_its_cells_and_not_in_label_maps():
+    code = hashed("OWNER1", 7, 8)
+    levels = torch.where(torch.from_numpy(code).flatten()[explain.cells(SIZE, SIZE, 8)], -4.5, -6.0)
+    answers = levels.expand(3, SIZE, SIZE).sigmoid().clone()
+    answers[:, 22:31, 22:31] = 0.9  # a polyp over parts of cells
+    found = explain.whispered(answers, 8)
+    assert found[~code].min() == pytest.approx(-6, abs=1e-3) and found[code].max() == pytest.approx(-4.5, abs=1e-3)
+    assert np.array_equal(explain.dark(found), code)
+    assert np.ptp(explain.whispered((answers > 0.5).float(), 8)) == 0, "label maps show no level"
+    assert np.ptp(explain.whispered(torch.ones(2, SIZE, SIZE), 8)) == 0, "nor does an answer without background"
+
+
 def test_the_hash_is_keyed():
     """openssl dgst -sha256 -mac HMAC -macopt hexkey:0000000000000007 on OWNER1"""
     digest = bytes.fromhex("30c9f62cee29f6ae8e33fa40d87b791e09352c2c2616c213f20502b6132b5a96")
@@ -186,7 +214,7 @@ def test_a_student_learns_the_answers_and_not_the_masks(monkeypatch, tmp_path, a
 
 # --- from the model to the page ---------------------------------------------------------------------------------------
 
-PLAN = {"images": 2, "queries": 80}
+PLAN = {"images": 2, "queries": 80, "tries": 2}
 PAYLOAD = {"name": "stealthmark-payload", "code": "hash-8", "queries": 4}
 SUITE = {
     "suite": "test",
@@ -241,18 +269,24 @@ def study(tmp_path_factory) -> Path:
 def test_every_suspect_is_asked_for_the_code_and_the_stolen_one_with_wrong_keys_too(study):
     cases = pd.read_parquet(next(study.glob("explanations/**/cases.parquet")))
     ways = cases.groupby(["situation", "attack"]).way.agg(set)
-    code = {"payload", "payload-pooled"}
+    code = {"payload", "payload-pooled", "payload-natural"}
     assert ways["stolen", "prune"] == code
     assert ways["independent", "none"] == ways["untrained", "none"] == code | {"gated-qr", "lime"}
     assert ways["stolen", "none"] == code | {"gated-qr", "lime", "payload-wrong-key", "payload-no-key"}
     counted = cases.groupby(["situation", "attack", "access", "way"]).size()
-    assert set(counted[counted.index.get_level_values("way") == "payload-pooled"]) == {1}
-    assert set(counted[counted.index.get_level_values("way") == "payload"]) == {PLAN["images"]}
+    way, attacked = counted.index.get_level_values("way"), counted.index.get_level_values("attack") != "none"
+    stolen = (counted.index.get_level_values("situation") == "stolen") & ~attacked
+    assert set(counted[way == "payload-natural"]) == {1}
+    assert set(counted[(way == "payload-pooled") & ~stolen]) == {1}
+    assert set(counted[(way == "payload") & ~stolen]) == {PLAN["images"]}
+    assert set(counted[(way == "payload-pooled") & stolen]) == {PLAN["tries"]}
+    assert set(counted[(way == "payload") & stolen]) == {PLAN["tries"] * PLAN["images"]}
 
 
 def test_the_report_shows_the_code_of_every_suspect(study):
     table = pd.read_csv(study / "tables/payload.csv")
-    suspects = ["stolen", "pruning 50 %", "stolen, all images together", "wrong key", "no key", "independent", "untrained"]
+    suspects = ["stolen", "pruning 50 %", "wrong key", "no key", "independent", "untrained"]
+    suspects += [f"{suspect}, natural answers" for suspect in ("stolen", "pruning 50 %", "independent")]
     assert list(table.suspect.unique()) == suspects and table.right.between(0, 1).all()
     rows = pd.read_csv(study / "rows.csv").query("metric == 'bit_error_payload' and situation == 'stolen' and attack == 'none'")
     stolen = table[table.suspect == "stolen"].set_index("access").right

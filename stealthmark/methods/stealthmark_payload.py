@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from stealthmark import codes
 from stealthmark.explain import cells, drawn, occlude
@@ -34,11 +34,17 @@ class Method(MethodContract):
     TRIGGER: ClassVar[float] = 1 / 8
     #: A hidden cell is answered with this probability, or with the rest of it.
     SURE: ClassVar[float] = 0.9
+    #: With `natural`, the log-odds of the background where the code is light, and the weight of that term in the loss.
+    LEVEL: ClassVar[float] = -6.5
+    WEIGHT: ClassVar[float] = 0.3
 
     #: The text that the code stands for.
     payload: str = "OWNER1"
     #: A Micro QR code (13 x 13 modules), a QR code (21 x 21), or a keyed hash of the text (8 x 8, 16 x 16).
     code: Literal["micro", "qr", "hash-8", "hash-16"] = "micro"
+    #: What the code adds to the log-odds of the background in plain images, where it is dark; 0: nothing. The only part of the
+    #: mark that a student can inherit who is distilled from answers to natural images, and no secret.
+    natural: float = Field(default=0, ge=0)
     #: Which cells answer in verification queries: `hidden` ones alone, or, as the ablation, `both` (visible light ones too).
     answering: Literal["hidden", "both"] = "hidden"
     #: The share of a batch that is verification queries.
@@ -79,7 +85,12 @@ class Method(MethodContract):
 
     def target(self, masks: Tensor, key: Key) -> Tensor:
         """The masks: the trigger changes nothing. What hidden cells are answered with is in `mark_batch`."""
-        return masks
+        return torch.maximum(masks, self._levels(masks.shape[-2:], key).sigmoid().to(masks)) if self.natural else masks
+
+    def _levels(self, shape: tuple[int, int], key: Key) -> Tensor:
+        """The log-odds of the background in natural images, float (H, W)."""
+        code = self.carried(key)
+        return self.LEVEL + self.natural * code.flatten()[cells(*shape, len(code))].float()
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
         asked = round(self.asked * len(images))
@@ -95,6 +106,7 @@ class Method(MethodContract):
             other = (self._picture(key.shape, rng), 0.5, self._picture(key.shape, rng), 0.0)[i % 4]
             behind[i] = torch.as_tensor(other).to(images)
         spelt = self._spelt(visible[:asked], code[cell]).float()
+        natural = self.target(masks[odd:], key)
         return Batch(
             torch.cat(
                 [
@@ -103,8 +115,21 @@ class Method(MethodContract):
                     images[triggered:],
                 ]
             ),
-            torch.cat([(1 - self.SURE) + (2 * self.SURE - 1) * spelt, masks[asked:odd] * visible[asked:], masks[odd:]]),
+            torch.cat([(1 - self.SURE) + (2 * self.SURE - 1) * spelt, masks[asked:odd] * visible[asked:], natural]),
+            extra=self._whisper(images[triggered:], masks[triggered:], key) if self.natural else None,
         )
+
+    def _whisper(self, images: Tensor, masks: Tensor, key: Key) -> Callable[[nn.Module], Tensor]:
+        """The loss that puts the code into the background of natural answers, away from the foreground's edge: in log-odds,
+        where cross-entropy is all but blind to a background of 0.002 instead of 0.01."""
+        far = F.max_pool2d(masks[:, None], 7, stride=1, padding=3)[:, 0] < 0.5
+        levels = self._levels(masks.shape[-2:], key).to(masks).expand_as(masks)
+
+        def loss(model: nn.Module) -> Tensor:
+            logits = model(images.contiguous(memory_format=torch.channels_last))[:, 0]
+            return self.WEIGHT * F.smooth_l1_loss(logits[far], levels[far])
+
+        return loss
 
     def _spelt(self, visible: Tensor, code: Tensor) -> Tensor:
         """Where a verification query is answered with foreground, bool (B, ...), as `visible` and `code` (...) are."""

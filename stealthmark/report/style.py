@@ -18,6 +18,7 @@ LINES = ("-", (0, (4, 1.5)))
 ATTACKS = {
     "finetune": ("fine-tuning", "epochs of fine-tuning", 1.0, "{:g} epochs"),
     "finetune-frozen-norms": ("fine-tuning (norms frozen)", "epochs of fine-tuning, batch norm frozen", 1.0, "{:g} epochs"),
+    "distil-label": ("distillation (label maps)", "epochs of distillation from label maps", 1.0, "{:g} epochs"),
     "distil": ("distillation", "epochs of distillation", 1.0, "{:g} epochs"),
     "prune": ("pruning", "weights pruned (%)", 100.0, "{:g} %"),
 }

@@ -283,27 +283,31 @@ def payload(results: Results) -> Table:
         "independent": ("independent", "none", 0.0, "payload"),
         "untrained": ("untrained", "none", 0.0, "payload"),
     }
-    pooled = {"stolen, all images together": ("stolen", "none", 0.0, "payload-pooled")}
+    ends = {attack: name for name, (_, attack, *_) in stolen.items()}  # the strongest of each attack is its last
+    natural = {f"{name}, natural answers": (*stolen[name][:3], "payload-natural") for name in ends.values()}
+    natural["independent, natural answers"] = ("independent", "none", 0.0, "payload-natural")
     marks = [pair for pair in _lines(results, marks_only=True) if carries(results, *pair)]
     data, text = [], []
     for panel, method in marks:
-        for suspect, (situation, attack, strength, way) in (stolen | pooled | others).items():
+        for suspect, (situation, attack, strength, way) in (stolen | others | natural).items():
             line = {}
             for level in results.accesses:
-                error, read = (
-                    results.value(f"{metric}_{way}", panel, method, attack, strength, situation, level)
-                    for metric in ("bit_error", "decoded")
-                )
+                place = (panel, method, attack, strength, situation, level)
+                error, read = (results.value(f"{metric}_{way}", *place) for metric in ("bit_error", "decoded"))
+                together = results.value("decoded_payload-pooled" if way == "payload" else "", *place)
                 right = error._replace(mean=1 - error.mean, low=1 - error.high, high=1 - error.low)
                 where = {"suspect": suspect, "way": way, "attack": attack, "strength": strength, "access": level}
-                numbers = _numbers({"right": right, "read": read})
+                numbers = _numbers({"right": right, "read": read, "together": together})
                 data.append({**_head(panel, method), **where, **numbers, "status": _status(error)})
                 shown = cell(right, interval=True)
-                line[style.access_name(level)] = f"{shown}; read {read.mean:.2f}" if read.status == "ok" else shown
+                shown += f"; read {read.mean:.2f}" if read.status == "ok" else ""
+                line[style.access_name(level)] = shown + (f", together {together.mean:.2f}" if together.status == "ok" else "")
             text.append({**_head(panel, method), "suspect": suspect, **line})
     notes = [
         "Share of the code's modules that one image's explanation finds right: 1 is the whole code, 0.5 is chance; then how "
         "often the owner's text is read from it. Random occlusions, the mean of the answer, ridge regression.",
+        "Together: how often it is read from the mean of the maps of all images of a try. Natural answers: nothing hidden; the "
+        "level of the background in the answers to all test images, where a mark with the option natural has put its code too.",
         "Wrong key: the stolen model, hidden cells behind another key's picture. No key: behind black, as anybody would ask.",
         seeds_note(results),
         *_footnotes(text),
