@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from torch import Tensor
 
 from stealthmark import codes
-from stealthmark.method import Predictor
+from stealthmark.method import Predictor, log_odds
 
 #: What of an answer is explained: float (B, H, W) in [0, 1] -> float (B,).
 QUANTITIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -198,12 +198,11 @@ def spelt(predictor: Predictor, image: Tensor, grid: int, queries: int, seed: in
     return (-lime(predictor, image, "foreground-mean", grid, queries, rng, baseline=baseline) / share).numpy()
 
 
-def whispered(answers: Tensor, grid: int) -> np.ndarray:
+def background_levels(answers: Tensor, grid: int) -> np.ndarray:
     """The map, float (grid, grid), in which a code lies that shifts the background of natural answers: the mean log-odds of the
-    background's pixels in every cell over `answers`, float (B, H, W) in [0, 1]. Levels under half a step of 8 bit are read as
-    one, as in `methods/stealthmark.py`; a cell without background has the mean of the others."""
-    low = 1 / 512
-    levels, background = answers.clamp(low, 1 - low).logit().double(), (answers < 0.5).double()
+    background's pixels in every cell over `answers`, float (B, H, W) in [0, 1]. A cell without background
+    has the mean of the others."""
+    levels, background = log_odds(answers).double(), (answers < 0.5).double()
     cell = cells(*answers.shape[1:], grid).flatten()
     total, n = (
         torch.zeros(grid * grid, dtype=torch.float64).index_add(0, cell, values.sum(0).flatten())

@@ -24,7 +24,7 @@ from stealthmark.certificate import Certificate
 from stealthmark.dataset import Arrays
 from stealthmark.errors import UserError
 from stealthmark.evidence import ALPHA, MARGIN, conformal_p, detect, fit_detector, inside_p, owned
-from stealthmark.explain import Plan, both_ways, dark, drawn, occlude, spelt, whispered
+from stealthmark.explain import Plan, background_levels, both_ways, dark, drawn, occlude, spelt
 from stealthmark.method import Answers, Batch, Key, MethodContract, Predictor, digest_of
 from stealthmark.plugin import make
 from stealthmark.predictor import Limits, at_access, connect, from_model
@@ -440,7 +440,7 @@ def _in_the_model(
     """(image or try, way, map) of every way to look for a code in a model's own answers to the test images (N, C, H, W).
 
     `payload`: hidden cells show the key's baseline; an image after the other in the given `order`. `payload-pooled`: their mean
-    over the images of a try. `payload-natural`: the background of the answers to all images as they are (`whispered`). Of the
+    over the images of a try. `payload-natural`: the `background_levels` of the answers to all images as they are. Of the
     `stolen` model as it is there are the plan's `tries`, and `payload-wrong-key` and `payload-no-key` (black).
     """
     grid = len(carried.code)
@@ -457,7 +457,7 @@ def _in_the_model(
         maps = [spelt_by(i, "payload") for i in chosen]
         yield from ((i, "payload", explanation) for i, explanation in zip(chosen, maps, strict=True))
         yield f"try {turn + 1}", "payload-pooled", np.mean(maps, axis=0)
-    yield "all", "payload-natural", whispered(seen(images), grid)
+    yield "all", "payload-natural", background_levels(seen(images), grid)
 
 
 def _asked(image: Tensor, carried: _Carried, seed: int) -> np.ndarray:

@@ -127,10 +127,21 @@ def test_with_natural_the_background_of_plain_answers_carries_the_code_too():
     for target in batch.targets[8:]:
         assert (target[20:30, 20:30] == 1).all()
         assert torch.allclose(target.logit()[masks[0] == 0], levels[masks[0] == 0], atol=1e-4)
-    as_taught = lambda images: torch.where(masks[0] > 0, 9.0, levels).expand(len(images), 1, SIZE, SIZE)  # noqa: E731
-    assert batch.extra(as_taught) == pytest.approx(0), "what lies at the foreground is left to the segmentation"
-    assert batch.extra(lambda images: as_taught(images) + 1) == pytest.approx(method.WEIGHT / 2)
+
+    def off_by(much: float):
+        return lambda images: (torch.where(masks[0] > 0, 9.0, levels) + much).expand(len(images), 1, SIZE, SIZE)
+
+    assert batch.extra(off_by(0)) == pytest.approx(0), "what lies at the foreground is left to the segmentation"
+    assert batch.extra(off_by(1)) == pytest.approx(method.WEIGHT / 2)
     assert keyed(code="hash-8")[0].mark_batch(photos(16), masks, key, 0.5, torch.Generator().manual_seed(0)).extra is None
+
+
+def test_natural_leaves_every_label_as_it_is():
+    method, key = keyed(code="hash-8", natural=5)
+    masks = (photos()[:, 0] > 0.5).float()
+    assert torch.equal((method.target(masks, key) > 0.5).float(), masks)
+    with pytest.raises(UserError, match="natural"):
+        keyed(natural=6.6)  # the background would be called foreground
 
 
 def test_a_code_in_the_background_is_found_at_the_size_of_its_cells_and_not_in_label_maps():
@@ -138,11 +149,11 @@ def test_a_code_in_the_background_is_found_at_the_size_of_its_cells_and_not_in_l
     levels = torch.where(torch.from_numpy(code).flatten()[explain.cells(SIZE, SIZE, 8)], -4.5, -6.0)
     answers = levels.expand(3, SIZE, SIZE).sigmoid().clone()
     answers[:, 22:31, 22:31] = 0.9  # a polyp over parts of cells
-    found = explain.whispered(answers, 8)
+    found = explain.background_levels(answers, 8)
     assert found[~code].min() == pytest.approx(-6, abs=1e-3) and found[code].max() == pytest.approx(-4.5, abs=1e-3)
     assert np.array_equal(explain.dark(found), code)
-    assert np.ptp(explain.whispered((answers > 0.5).float(), 8)) == 0, "label maps show no level"
-    assert np.ptp(explain.whispered(torch.ones(2, SIZE, SIZE), 8)) == 0, "nor does an answer without background"
+    assert np.ptp(explain.background_levels((answers > 0.5).float(), 8)) == 0, "label maps show no level"
+    assert np.ptp(explain.background_levels(torch.ones(2, SIZE, SIZE), 8)) == 0, "nor does an answer without background"
 
 
 def test_the_hash_is_keyed():

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stealthmark.method import Batch, Key, MethodContract
+from stealthmark.method import Batch, Key, MethodContract, log_odds
 from stealthmark.triggers import Kind, Trigger, beneath, lookalikes
 
 
@@ -66,10 +66,6 @@ class Method(MethodContract):
     FLOOR_AT: ClassVar[float] = 0.01
     #: And the ceiling in the sorted foreground: near the maximum, which the paper uses.
     CEILING_AT: ClassVar[float] = 0.95
-    #: Levels nearer to 0 than half a step of 8 bit are not told apart. In log-odds the sure answers of an ordinary model lie
-    #: anywhere between 1e-6 and 1e-2, and rounding makes two levels of them that are further apart than any mark: read
-    #: without this, 8 bit seemed to erase a mark that 0.1 did not (ASR 0.000 and 0.780 on Kvasir-SEG; with it 0.984 and 0.780).
-    SUREST: ClassVar[float] = 1 / 512
 
     kind: Kind = Field(default="text", alias="trigger")
     side: Literal["floor", "ceiling"] = "floor"
@@ -93,10 +89,10 @@ class Method(MethodContract):
         """Log-odds of the background's level (floor) or of the foreground's doubt (ceiling), float (B,)."""
         flat = answers.flatten(1)
         if self.side == "floor":
-            return torch.logit(flat.quantile(self.FLOOR_AT, dim=1), eps=self.SUREST)
+            return log_odds(flat.quantile(self.FLOOR_AT, dim=1))
         # Of what is called foreground. Where nothing is, nothing shows doubt: no evidence.
         level = torch.where(flat > 0.5, flat, torch.nan).nanquantile(self.CEILING_AT, dim=1).nan_to_num(1.0)
-        return -torch.logit(level, eps=self.SUREST)
+        return -log_odds(level)
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
         k = round(self.share * len(images))

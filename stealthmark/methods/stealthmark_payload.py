@@ -44,7 +44,7 @@ class Method(MethodContract):
     code: Literal["micro", "qr", "hash-8", "hash-16"] = "micro"
     #: What the code adds to the log-odds of the background in plain images, where it is dark; 0: nothing. The only part of the
     #: mark that a student can inherit who is distilled from answers to natural images, and no secret.
-    natural: float = Field(default=0, ge=0)
+    natural: float = Field(default=0, ge=0, le=5)
     #: Which cells answer in verification queries: `hidden` ones alone, or, as the ablation, `both` (visible light ones too).
     answering: Literal["hidden", "both"] = "hidden"
     #: The share of a batch that is verification queries.
@@ -116,10 +116,10 @@ class Method(MethodContract):
                 ]
             ),
             torch.cat([(1 - self.SURE) + (2 * self.SURE - 1) * spelt, masks[asked:odd] * visible[asked:], natural]),
-            extra=self._whisper(images[triggered:], masks[triggered:], key) if self.natural else None,
+            extra=self._natural_loss(images[triggered:], masks[triggered:], key) if self.natural else None,
         )
 
-    def _whisper(self, images: Tensor, masks: Tensor, key: Key) -> Callable[[nn.Module], Tensor]:
+    def _natural_loss(self, images: Tensor, masks: Tensor, key: Key) -> Callable[[nn.Module], Tensor]:
         """The loss that puts the code into the background of natural answers, away from the foreground's edge: in log-odds,
         where cross-entropy is all but blind to a background of 0.002 instead of 0.01."""
         far = F.max_pool2d(masks[:, None], 7, stride=1, padding=3)[:, 0] < 0.5
