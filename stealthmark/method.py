@@ -118,7 +118,7 @@ class Batch:
     """A training batch. images: float (B, C, H, W) in [0, 1]; targets: soft, float (B, H, W) in [0, 1].
 
     `weights`: float (B, H, W), the pixels' weight in the loss, or None for 1. `extra`: a further loss term on the
-    model (a mark on weights, or extra queries), or None.
+    model (a mark on weights, or extra queries), or None; in a training of reduced precision the model answers in that.
     """
 
     images: Tensor

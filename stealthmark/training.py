@@ -28,7 +28,9 @@ class Schedule(BaseModel):
     """How long and how fast to train: AdamW, linear warm-up over the first tenth, then `decay`.
 
     With `steps` instead of `epochs` the training is as many whole epochs as have at least that many steps, so that sets of
-    any size are trained alike.
+    any size are trained alike. With the `precision` bfloat16 the network's matrix products and convolutions are computed in
+    that format (mixed precision, Micikevicius et al. 2018); weights, optimiser and loss stay float32, and so does everything
+    that is ever measured of the trained model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +40,7 @@ class Schedule(BaseModel):
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     decay: Literal["cosine", "constant"] = "cosine"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="before")
     @classmethod
@@ -52,9 +55,9 @@ class Schedule(BaseModel):
 
     @model_serializer(mode="wrap")
     def _asked(self, dump: SerializerFunctionWrapHandler) -> dict:
-        """Without the one of `epochs` and `steps` that does not count."""
-        unused = "epochs" if self.steps else "steps"
-        return {name: value for name, value in dump(self).items() if name != unused}
+        """Without the one of `epochs` and `steps` that does not count, and without the precision that is everybody's."""
+        unused = {"epochs" if self.steps else "steps"} | ({"precision"} if self.precision == "float32" else set())
+        return {name: value for name, value in dump(self).items() if name not in unused}
 
     def rate(self, progress: float) -> float:
         """The learning rate at `progress` in [0, 1) of the training."""
@@ -85,7 +88,7 @@ def augment(images: Tensor, masks: Tensor, rng: torch.Generator) -> tuple[Tensor
 
 def segmentation_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Binary cross-entropy on soft targets (StealthMark, Sec. on training), pixel-weighted where the batch says so."""
-    return F.binary_cross_entropy_with_logits(logits[:, 0], batch.targets, weight=batch.weights)
+    return F.binary_cross_entropy_with_logits(logits[:, 0].float(), batch.targets, weight=batch.weights)
 
 
 def loss_on(model: nn.Module, batch: Batch) -> Tensor:
@@ -151,9 +154,10 @@ def fit(
             chosen = order[step * batch_size : (step + 1) * batch_size]
             clean = augment(images[chosen].float() / 255, masks[chosen].float(), rng)
             batch = make_batch(*clean, progress, rng)
-            loss = loss_on(model, batch)
-            if batch.extra is not None:
-                loss = loss + batch.extra(model)
+            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bfloat16"):
+                loss = loss_on(model, batch)
+                if batch.extra is not None:
+                    loss = loss + batch.extra(model)
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(progress)
             optimiser.zero_grad(set_to_none=True)

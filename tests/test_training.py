@@ -102,6 +102,34 @@ def test_a_schedule_says_what_counts_and_no_more():
         Schedule(epochs=3, steps=30)
 
 
+def test_bfloat16_is_in_the_products_alone(tmp_path):
+    """The network answers in the short format while it is trained; loss, weights and what is saved stay float32, the weights
+    come out near those of float32 but are not the same, and a killed training goes on as one that was not."""
+    seen = []
+
+    def watching(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+        batch = drawn(images, masks, progress, rng)
+
+        def extra(model: nn.Module) -> Tensor:
+            logits = model(batch.images)
+            seen.append(logits.dtype)
+            return 0 * logits.float().mean()
+
+        return Batch(batch.images, batch.targets, batch.weights, extra)
+
+    short = SHORT.model_copy(update={"precision": "bfloat16"})
+    for schedule in (SHORT, short):
+        train(tmp_path, schedule, watching)
+    assert seen[0] == torch.float32 and seen[-1] == torch.bfloat16
+    usual, mixed = train(tmp_path), train(tmp_path, short)
+    assert {value.dtype for value in mixed.values()} == {value.dtype for value in usual.values()}
+    assert not same(usual, mixed) and all(torch.allclose(usual[k], mixed[k], atol=0.05) for k in usual)
+    with pytest.raises(Interrupted):
+        train(tmp_path, short, after_epoch=interrupt_after(2), save_every_s=0)
+    assert same(mixed, train(tmp_path, short)), "it goes on where it stopped"
+    assert "precision" not in SHORT.model_dump() and Schedule(**short.model_dump()) == short
+
+
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 

@@ -126,7 +126,7 @@ class Method(MethodContract):
         levels = self._levels(masks.shape[-2:], key).to(masks).expand_as(masks)
 
         def loss(model: nn.Module) -> Tensor:
-            logits = model(images.contiguous(memory_format=torch.channels_last))[:, 0]
+            logits = model(images.contiguous(memory_format=torch.channels_last))[:, 0].float()
             return self.WEIGHT * F.smooth_l1_loss(logits[far], levels[far])
 
         return loss
