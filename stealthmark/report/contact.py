@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from stealthmark.dataset import Arrays
+from stealthmark.report import style
 from stealthmark.report.figures import Drawing
 from stealthmark.triggers import Trigger
 
@@ -27,9 +28,8 @@ def contact_sheet(name: str, arrays: Arrays, trigger: Trigger) -> Drawing:
     ):
         line[0].set_ylabel(title, fontsize=11)
         for ax, picture in zip(line, pictures, strict=True):
-            ax.imshow(picture.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
+            style.picture(ax, picture)
+    style.bare(axes)
     for ax, mask, share in zip(axes[0], cases.masks, cases.cases["foreground"], strict=True):
         if mask.any() and not mask.all():
             outline = ax.contour(mask, levels=[0.5], colors=ORANGE, linewidths=1.4)

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from stealthmark.metrics import THRESHOLD
+from stealthmark.report import style
 from stealthmark.report.figures import Drawing
 from stealthmark.report.results import Results
 
@@ -112,30 +113,20 @@ def _example(masks: np.ndarray) -> int:
 def _line(axes: np.ndarray, cell: dict, odds: FuncNorm, signed: SymLogNorm) -> float:
     """Draw one method's six pictures; the percentage of pixels whose label the trigger changes."""
     prob, triggered = (cell[name].astype(np.float32) for name in ("prob", "prob_triggered"))
-    _picture(axes[0], cell["image"])
-    _picture(axes[1], cell["image_triggered"])
+    style.picture(axes[0], cell["image"])
+    style.picture(axes[1], cell["image_triggered"])
     for ax, values in zip(axes[2:4], (prob, triggered), strict=True):
         ax.imshow(np.clip(values, LOW, HIGH), cmap="viridis", norm=odds, interpolation="nearest")
     axes[4].imshow(triggered - prob, cmap="RdBu_r", norm=signed, interpolation="nearest")
     changed = (prob >= THRESHOLD) != (triggered >= THRESHOLD)
     _masks(axes[5], cell["image"], cell["mask"], prob, triggered, changed)
-    for ax in axes:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+    style.bare(axes)
     return float(100 * changed.mean())
-
-
-def _picture(ax: Axes, image: np.ndarray, **how) -> None:
-    """image uint8 (C, H, W) with 1 or 3 channels."""
-    if image.shape[0] == 1:
-        ax.imshow(image[0], cmap="gray", vmin=0, vmax=255, **how)
-    else:
-        ax.imshow(image.transpose(1, 2, 0), **how)
 
 
 def _masks(ax: Axes, image: np.ndarray, mask: np.ndarray, prob: np.ndarray, triggered: np.ndarray, changed: np.ndarray) -> None:
     """Outlines of the reference and of both predictions over a dimmed image; changed labels filled."""
-    _picture(ax, image, alpha=0.7)
+    style.picture(ax, image, alpha=0.7)
     ax.set_facecolor("black")
     fill = np.zeros((*changed.shape, 4))
     fill[changed] = (*(int(PINK[i : i + 2], 16) / 255 for i in (1, 3, 5)), 0.6)

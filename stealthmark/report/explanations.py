@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from stealthmark import codes
 from stealthmark.explain import modules
+from stealthmark.report import style
 from stealthmark.report.figures import Drawing
 from stealthmark.report.results import Results
 
@@ -35,21 +36,17 @@ def _sheet(results: Results, dataset: str, method: str, maps: dict[str, np.ndarr
     for line, (situation, name) in zip(axes, ROWS.items(), strict=True):
         lime, gated = (maps[f"{situation}/{level}/{way}"] for way in ("lime", "gated-qr"))
         bits = modules(lime)
-        image = np.moveaxis(maps["image"], 0, -1)
-        line[0].imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
-        reach = np.abs(lime).max() or 1.0
-        line[1].imshow(lime, cmap="RdBu_r", vmin=-reach, vmax=reach)
+        style.picture(line[0], maps["image"])
+        style.attribution(line[1], lime)
         for ax, shown in ((line[2], bits), (line[3], gated != 0)):
-            ax.imshow(~shown, cmap="gray", vmin=0, vmax=1)
+            style.modules(ax, shown)
             read = codes.decode(shown)
             told = f"{100 * codes.error_rate(shown, code):.0f} % wrong" + (f"; reads {read}" if read else "")
             ax.set_xlabel(told, fontsize=10, labelpad=5)
         line[0].set_ylabel(name, fontsize=12, fontweight="bold", labelpad=8)
     for ax, title in zip(axes[0], TITLES, strict=True):
         ax.set_title(title, fontsize=12, pad=7)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+    style.bare(axes)
     caption = (
         f"Whose models show the owner's QR code ({dataset}, mark: {method}, one triggered image)? Right: the explanation step "
         "of StealthMark's released code. It hides only cells that are dark in the owner's code and calls every coefficient "

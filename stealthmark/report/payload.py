@@ -88,23 +88,18 @@ def _sheet(results: Results, dataset: str, method: str, maps: dict[str, np.ndarr
     for line, ((place, way), title) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(title.replace(" ", "\n", 1), fontsize=11, fontweight="bold", rotation=0, ha="right", va="center")
         if way == "payload":
-            image = np.moveaxis(maps["asked"], 0, -1)
-            line[0].imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
-            line[1].imshow(maps[f"{place}/answer"].astype(float), cmap="gray", vmin=0, vmax=1)
-        explanation = maps[f"{place}/{levels[0]}/{way}"]
-        reach = np.abs(explanation).max() or 1.0
-        line[2].imshow(explanation, cmap="RdBu_r", vmin=-reach, vmax=reach)
+            style.picture(line[0], maps["asked"])
+            line[1].imshow(maps[f"{place}/answer"].astype(float), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        style.attribution(line[2], maps[f"{place}/{levels[0]}/{way}"])
         for ax, level in zip(line[3:], levels, strict=True):
             bits = dark(maps[f"{place}/{level}/{way}"])
-            ax.imshow(~bits, cmap="gray", vmin=0, vmax=1)
+            style.modules(ax, bits)
             read = codes.decode(bits)
             right = 100 * (1 - codes.error_rate(bits, maps["payload"]))
             ax.set_xlabel(f"{right:.0f} % right" + (f", reads {read}" if read else ""), fontsize=10, labelpad=4)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=12, pad=7)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+    style.bare(axes)
     caption = (
         f"The code in the model ({dataset}, mark: {method}; one image). A query: random cells are hidden behind the key's "
         "picture. The marked model answers with foreground in hidden cells that are dark in its owner's code. Map: what "

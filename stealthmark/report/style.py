@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stealthmark.report.results import CLEAN
@@ -88,6 +90,29 @@ def access_name(access: str) -> str:
     if access.startswith("rounded-"):
         return f"rounded to {access.removeprefix('rounded-')}"
     return {"label": "label map"}.get(access, access)
+
+
+def picture(ax: Axes, image: np.ndarray, **how) -> None:
+    """Draw an image, uint8 (C, H, W) with 1 or 3 channels."""
+    ax.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255, interpolation="nearest", **how)
+
+
+def attribution(ax: Axes, explanation: np.ndarray) -> None:
+    """Draw a map, float (n, n): red where a cell adds, blue where it takes away, white at 0."""
+    reach = np.abs(explanation).max() or 1.0
+    ax.imshow(explanation, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest")
+
+
+def modules(ax: Axes, bits: np.ndarray) -> None:
+    """Draw a code's modules, bool (n, n), True black."""
+    ax.imshow(~bits, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def bare(axes: np.ndarray) -> None:
+    """Take ticks and frame off pictures."""
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
