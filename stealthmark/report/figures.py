@@ -38,6 +38,15 @@ class Column(NamedTuple):
     dice: bool
 
 
+class Block(NamedTuple):
+    """Lines of the overview under one title: what each is called, and the panel and the mark that it shows."""
+
+    title: str
+    note: str
+    names: list[str]
+    lines: list[tuple[Panel, str]]
+
+
 # Light to dark in one hue each, so that print in grey keeps the order: dark blue is a mark that stands, dark orange a
 # false claim. Most of each scale is spent where decisions are made: above 0.8, and below 0.3.
 CAUGHT = LinearSegmentedColormap.from_list(
@@ -48,24 +57,37 @@ FALSE = LinearSegmentedColormap.from_list("false", [(0, "#fbf7f4"), (0.05, "#f9e
 
 #: With fewer columns than this the overview's titles need lines of their own.
 NARROW = 5
+#: Panels beside each other; more go below.
+BESIDE = 5
+
+
+def places(panels: list[Panel]) -> tuple[int, int, list[tuple[int, int]]]:
+    """(rows, columns, the row and column of every panel) of a grid that is `BESIDE` panels wide at most, its rows as even as
+    can be."""
+    rows = -(-len(panels) // BESIDE)
+    wide = -(-len(panels) // rows)
+    return rows, wide, [divmod(i, wide) for i in range(len(panels))]
 
 
 def overview(results: Results) -> Drawing:
     """The figure at the top, a table in colour: ASR as stolen, attacked, by access, and on an independent model."""
     columns = _columns(results)
-    marks, panels = results.marks, results.panels
+    blocks = _blocks(results)
     third = 0.19 if any(column.title.count("\n") > 1 for column in columns) else 0.0  # a third line of column titles
     header, title, row = 1.2 + third, 0.75 if len(columns) < NARROW else 0.5, 0.6
-    width = 0.35 + 0.105 * max(map(len, marks)) + 1.12 * (_lefts(columns)[-1] + 1)
-    height = header + len(panels) * (title + row * len(marks)) + (1.2 if len(columns) < NARROW else 0.55)
+    lines = [len(block.lines) for block in blocks]
+    width = 0.35 + 0.105 * max(len(name) for block in blocks for name in block.names) + 1.12 * (_lefts(columns)[-1] + 1)
+    height = header + len(blocks) * title + row * sum(lines) + (1.2 if len(columns) < NARROW else 0.55)
     figure = Figure(figsize=(width, height))
     left = 1 - (1.12 * (_lefts(columns)[-1] + 1) + 0.1) / width
-    for i, panel in enumerate(panels):
-        bottom = height - header - (i + 1) * (title + row * len(marks))
-        ax = figure.add_axes((left, bottom / height, 1 - left - 0.1 / width, row * len(marks) / height))
-        _heat_block(ax, results, panel, columns)
-        if i == 0:
-            _header(ax, columns, title / (row * len(marks)), third / (row * len(marks)))
+    top = height - header
+    for block in blocks:
+        high = row * len(block.lines)
+        ax = figure.add_axes((left, (top - title - high) / height, 1 - left - 0.1 / width, high / height))
+        _heat_block(ax, results, block, columns)
+        if block is blocks[0]:
+            _header(ax, columns, title / high, third / high)
+        top -= title + high
     note = "Large: ASR, the share of triggered queries detected. Small: change of Dice against the clean model, points."
     note = textwrap.fill(note, 17 * len(columns))
     figure.text(left + 0.02 / width, 0.16 / height, note, fontsize=10, color="#555555")
@@ -87,26 +109,39 @@ def _columns(results: Results) -> list[Column]:
     return columns
 
 
-def _heat_block(ax: Axes, results: Results, panel: Panel, columns: list[Column]) -> None:
-    marks = results.marks
+def _blocks(results: Results) -> list[Block]:
+    """A block a panel, a line a mark; where there is one mark in many panels, one block, a line a panel."""
+    if len(results.marks) == 1 and len(results.panels) > BESIDE:
+        (method,) = results.marks
+        names = [f"{results.title(panel)}\n{_clean_dice(results, panel)}".rstrip() for panel in results.panels]
+        return [Block(method, "", names, [(panel, method) for panel in results.panels])]
+    return [
+        Block(results.title(panel), _clean_dice(results, panel), results.marks, [(panel, mark) for mark in results.marks])
+        for panel in results.panels
+    ]
+
+
+def _clean_dice(results: Results, panel: Panel) -> str:
+    clean = results.value("dice", panel, CLEAN)
+    return f"clean model: Dice {clean.mean:.3f}" if clean.status == "ok" else ""
+
+
+def _heat_block(ax: Axes, results: Results, block: Block, columns: list[Column]) -> None:
     left = _lefts(columns)
-    for y, method in enumerate(marks):
+    for y, (panel, method) in enumerate(block.lines):
         for x, column in zip(left, columns, strict=True):
             asr = results.value("asr", panel, method, **column.where)
             dice = results.value("dice", panel, method, **column.where) if column.dice else Value()
             _heat_cell(ax, x, y, asr, dice, FALSE if "situation" in column.where else CAUGHT)
-    ax.set(xlim=(0, left[-1] + 1), ylim=(len(marks), 0), xticks=[])
-    ax.set_yticks(np.arange(len(marks)) + 0.5, marks, fontsize=12)
+    ax.set(xlim=(0, left[-1] + 1), ylim=(len(block.lines), 0), xticks=[])
+    ax.set_yticks(np.arange(len(block.lines)) + 0.5, block.names, fontsize=12)
     ax.tick_params(length=0, colors=INK)
     ax.spines[:].set_visible(False)
-    clean = results.value("dice", panel, CLEAN)
-    narrow = len(columns) < NARROW
-    ax.set_title(results.title(panel), loc="left", pad=22 if narrow else 7, fontsize=13)
-    if clean.status == "ok":
-        at, side = (0.0, "left") if narrow else (1.0, "right")
-        title = f"clean model: Dice {clean.mean:.3f}"
-        place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side}
-        ax.annotate(title, (at, 1.0), (0, 7), fontsize=10, color="#555555", annotation_clip=False, **place)
+    narrow = len(columns) < NARROW and block.note
+    ax.set_title(block.title, loc="left", pad=22 if narrow else 7, fontsize=13)
+    at, side = (0.0, "left") if narrow else (1.0, "right")
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side}
+    ax.annotate(block.note, (at, 1.0), (0, 7), fontsize=10, color="#555555", annotation_clip=False, **place)
 
 
 def _lefts(columns: list[Column]) -> list[float]:
@@ -193,16 +228,20 @@ def scores(results: Results) -> Drawing | None:
         return None
     marks, panels = results.marks, results.panels
     look = style.looks(results.methods)
-    figure = Figure(figsize=(1.9 + 4.0 * len(panels), 1.3 + 1.35 * len(marks)), layout="constrained")
-    axes = figure.subplots(len(marks), len(panels), squeeze=False)
+    rows, wide, at = places(panels)
+    height = 1.3 + (1.35 * len(marks) + 0.3 * (rows > 1)) * rows
+    figure = Figure(figsize=(1.9 + 4.0 * wide, height), layout="constrained")
+    axes = figure.subplots(rows * len(marks), wide, squeeze=False)
     worst = []
-    for j, panel in enumerate(panels):
-        axes[0, j].set_title(results.title(panel))
-        for i, method in enumerate(marks):
-            overlap = _score_panel(axes[i, j], results, panel, method, look[method])
+    for panel, (row, j) in zip(panels, at, strict=True):
+        column = axes[row * len(marks) : (row + 1) * len(marks), j]
+        column[0].set_title(results.title(panel))
+        for ax, method in zip(column, marks, strict=True):
+            overlap = _score_panel(ax, results, panel, method, look[method])
             worst.append((overlap, method, results.title(panel)))
             if j == 0:
-                axes[i, j].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=12)
+                ax.set_ylabel(method, rotation=0, ha="right", va="center", fontsize=12)
+    without_empty(axes)
     figure.supxlabel("detector's score minus its threshold (called marked from 0 on)", fontsize=11)
     handles = [
         Patch(facecolor="#666666", alpha=0.75, label="marked model, triggered"),
@@ -220,6 +259,13 @@ def scores(results: Results) -> Drawing | None:
         most = f"The largest share of triggered queries on the wrong side is {share:.2f} ({method}, {where})."
         caption += f" {most}" if share else " No triggered query of a marked model is on the wrong side."
     return Drawing("scores", "What the detector sees", figure, caption)
+
+
+def without_empty(axes: np.ndarray) -> None:
+    """Take away the axes of a grid's last row that no panel needed."""
+    for ax in axes.flat:
+        if not ax.has_data() and not ax.texts:
+            ax.remove()
 
 
 def _score_panel(ax: Axes, results: Results, panel: Panel, method: str, look: Look) -> float:
@@ -265,11 +311,14 @@ def _heights(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def mark_vs_dice(results: Results) -> Drawing:
     """ASR against what the model lost, one point for each mark and each strength of each attack."""
     panels, look = results.panels, style.looks(results.methods)
-    figure = Figure(figsize=(1.0 + 4.4 * len(panels) + legend_width(results), 5.2), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    rows, wide, at = places(panels)
+    high = 5.2 if rows == 1 else 3.8 * rows
+    figure = Figure(figsize=(1.0 + 4.4 * wide + legend_width(results), high), layout="constrained")
+    axes = figure.subplots(rows, wide, squeeze=False, sharey=True)
     markers = dict(zip(results.attacks, cycle("s^DvP*Xph<>"), strict=False))
     ruined = kept = 0
-    for ax, panel in zip(axes, panels, strict=True):
+    for panel, place in zip(panels, at, strict=True):
+        ax = axes[place]
         lowest, highest = -THIEF_MARGIN, 0.8
         for method in results.marks:
             for attack in results.attacks or ["none"]:
@@ -284,7 +333,9 @@ def mark_vs_dice(results: Results) -> Drawing:
             start = _trade(results, panel, method, "none")[0]
             ax.plot(*start, "o", color=look[method].color, markersize=11, zorder=4, markeredgecolor="white")
         _trade_axes(ax, results.title(panel), lowest, highest)
-    axes[0].set_ylabel("ASR")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("ASR")
+    without_empty(axes)
     handles = [Line2D([], [], color=look[m].color, linewidth=4, label=m) for m in results.marks]
     shapes = [("o", 11, "no attack"), *((markers[a], 6, style.attack_name(a)) for a in results.attacks)]
     handles.append(Patch(color="#ececec", label=f"costs the thief more\nthan {THIEF_MARGIN:g} points"))

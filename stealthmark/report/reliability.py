@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from stealthmark.metrics import RESAMPLES
 from stealthmark.report import style
-from stealthmark.report.figures import Drawing, legend_width
+from stealthmark.report.figures import BESIDE, Drawing, legend_width
 from stealthmark.report.results import CLEAN, Panel, Results
 from stealthmark.report.style import Look
 
@@ -33,12 +33,17 @@ def drawing(results: Results, files: dict[tuple[str, str, int, str], Path]) -> D
     if not panels:
         return None
     look = style.looks(results.methods)
-    width = 9.6 + legend_width(results)
-    figure = Figure(figsize=(width, 0.5 + 4.5 * len(panels)), layout="constrained")
+    beside = 1 if len(panels) <= BESIDE else 2
+    rows = -(-len(panels) // beside)
+    figure = Figure(figsize=(9.6 * beside + legend_width(results), 0.5 + 4.5 * rows), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15)  # the rotated labels overhang
-    axes = figure.subplots(len(panels), 2, squeeze=False, sharex=True, sharey=True)
+    axes = figure.subplots(rows, 2 * beside, squeeze=False, sharex=True, sharey=True)
     errors = []
-    for line, panel in zip(axes, panels, strict=True):
+    pairs = axes.reshape(-1, 2)
+    for line in pairs[len(panels) :]:
+        for ax in line:
+            ax.remove()
+    for line, panel in zip(pairs, panels, strict=False):
         for ax, (kind, title) in zip(line, KINDS.items(), strict=True):
             _frame(ax)
             ax.set_title(f"{results.title(panel)}: {title}", pad=10)
