@@ -543,6 +543,24 @@ def test_one_mark_no_attack_one_access_no_examples(study):
     assert "This suite has no attacks." in html and "None failed." in html
 
 
+def test_many_panels_wrap_and_the_one_mark_in_them_is_one_block(study):
+    """Six architectures on one dataset, a seventh failed: two rows of panels, one line a panel in the overview, one note."""
+    nets = ["unet", "transunet", "unetr", "swinunetr", "nnunet", "sam", "lost"]
+    made = study(methods=METHODS[:2], attacks={}, architectures=nets)
+    fail(made, architecture="lost")
+    found = made.results()
+    assert figures.places(found.panels[:5])[:2] == (1, 5) and figures.places(found.panels[:6])[:2] == (2, 3)
+    assert figures.places(found.panels)[2] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)]
+    (block,) = figures.overview(found).figure.axes
+    shown = [label.get_text().splitlines()[0] for label in block.get_yticklabels()]
+    assert shown == [f"kvasir-seg · {net}" for net in nets] and block.get_title(loc="left") == "stealthmark-floor"
+    for drawing in (figures.scores(found), figures.mark_vs_dice(found)):
+        assert [ax.get_title() for ax in drawing.figure.axes] == shown, "a panel each, and no empty axes"
+    assert tables.cases_notes(found) == ["kvasir-seg: 40 test cases, 3 with an empty mask."]
+    assert len(reliability.drawing(found, made.reliabilities).figure.axes) == 2 * len(nets)
+    assert all(path.stat().st_size for path in made.write())
+
+
 def test_nothing_but_failures_and_nan_is_drawn(study):
     made = study(attacks={"prune": [0.5]}, methods=METHODS[:3])
     for method in METHODS[:2]:

@@ -76,7 +76,8 @@ def overview(results: Results) -> Drawing:
     third = 0.19 if any(column.title.count("\n") > 1 for column in columns) else 0.0  # a third line of column titles
     header, title, row = 1.2 + third, 0.75 if len(columns) < NARROW else 0.5, 0.6
     lines = [len(block.lines) for block in blocks]
-    width = 0.35 + 0.105 * max(len(name) for block in blocks for name in block.names) + 1.12 * (_lefts(columns)[-1] + 1)
+    longest = max(len(line) for block in blocks for name in block.names for line in name.splitlines())
+    width = 0.35 + 0.105 * longest + 1.12 * (_lefts(columns)[-1] + 1)
     height = header + len(blocks) * title + row * sum(lines) + (1.2 if len(columns) < NARROW else 0.55)
     figure = Figure(figsize=(width, height))
     left = 1 - (1.12 * (_lefts(columns)[-1] + 1) + 0.1) / width

@@ -358,16 +358,18 @@ def seeds_note(results: Results, brackets: bool = True) -> str:
 
 
 def cases_notes(results: Results) -> list[str]:
-    """How many test cases, and how many of them have an empty mask."""
-    notes = []
+    """How many test cases, and how many of them have an empty mask; of a dataset once, where its panels agree."""
+    counted: dict[Panel, str] = {}
     for panel in results.panels:
         values = (results.value("dice", panel, method) for method in results.methods)
         n = next((value.n for value in values if value.status == "ok" and np.isfinite(value.n)), None)
         empty = next((v for m in results.methods if (v := results.value("empty_masks", panel, m)).status == "ok"), None)
         if n is not None:
-            text = f"{results.title(panel)}: {n:.0f} test cases" + (" per seed" if len(results.seeds) > 1 else "")
-            notes.append(text + (f", {empty.mean:.0f} with an empty mask." if empty else "."))
-    return notes
+            text = f"{n:.0f} test cases" + (" per seed" if len(results.seeds) > 1 else "")
+            counted[panel] = text + (f", {empty.mean:.0f} with an empty mask." if empty else ".")
+    texts = {dataset: {text for panel, text in counted.items() if panel.dataset == dataset} for dataset in results.datasets}
+    of = {panel: panel.dataset if len(texts[panel.dataset]) == 1 else results.title(panel) for panel in counted}
+    return list(dict.fromkeys(f"{of[panel]}: {text}" for panel, text in counted.items()))
 
 
 def write(table: Table, folder: Path) -> list[Path]:
