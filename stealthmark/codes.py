@@ -5,6 +5,7 @@ import hmac
 import numpy as np
 import segno
 import zxingcpp
+from scipy.stats import binom
 
 #: Kinds of code, the number of modules a side, and what holds in it at the error correction used here.
 KINDS = {"micro": ("M2", "L", 13), "qr": (1, "L", 21)}
@@ -46,3 +47,12 @@ def hashed(text: str, seed: int, side: int) -> np.ndarray:
     """A keyed hash of `text`, HMAC-SHA256 under `seed`, as bits (side, side); side 16 or less."""
     digest = hmac.digest(seed.to_bytes(8, "big"), text.encode(), "sha256")
     return np.unpackbits(np.frombuffer(digest, np.uint8))[: side * side].astype(bool).reshape(side, side)
+
+
+def chance(wrong: float, side: int) -> float | None:
+    """How probable it is that a hash of `side` x `side` bits, under a key of which the modules found know nothing, differs from
+    them in a share of `wrong` or less: the binomial tail at 1/2, exact whatever was found, because the key is random. None for
+    a QR code, whose modules are not."""
+    if side in (modules for _, _, modules in KINDS.values()):
+        return None
+    return float(binom.cdf(round(wrong * side**2), side**2, 0.5))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stealthmark import metrics
+from stealthmark import codes, metrics
 from stealthmark.architecture import write_json
 from stealthmark.claims import NAMES
 from stealthmark.errors import UserError
@@ -19,7 +19,7 @@ from stealthmark.evidence import conformal_p, detect, holm, inside_p, owned
 from stealthmark.plugin import make
 from stealthmark.plugins import load
 from stealthmark.seeds import derive
-from stealthmark.stages import CASES, EVIDENCE, EXPLANATIONS, NULL, POOL
+from stealthmark.stages import CASES, EVIDENCE, EXPLANATIONS, MAPS, NULL, POOL
 from stealthmark.suite import BENCHMARK_VERSION, Cell, Suite
 
 QUALITY = (*metrics.SEGMENTATION, *metrics.CALIBRATION)
@@ -185,7 +185,8 @@ def _reached(part: pd.DataFrame, nulls: pd.DataFrame, family: int, asks: int) ->
 
 
 def _explained(suite: Suite, folder: Path, place: dict) -> list[dict]:
-    """Per suspect, access level and way to explain: the mean share of wrong bits, and of images whose code was read."""
+    """Per suspect, access level and way to explain: the mean share of wrong bits, and of images whose code was read; of a keyed
+    hash that several images were asked for together, the p-value (`codes.chance`), of several tries the largest."""
     try:
         summary = json.loads((folder / EXPLANATIONS).read_text())
     except FileNotFoundError:
@@ -193,12 +194,17 @@ def _explained(suite: Suite, folder: Path, place: dict) -> list[dict]:
     if summary["status"] != "ok":
         return [{**place, "status": summary["status"]}]
     rows = [{**place, **failure} for failure in summary["failures"]]
+    with np.load(folder / MAPS, allow_pickle=False) as maps:
+        side = len(maps["payload"]) if "payload" in maps else 0
     for values, cases in pd.read_parquet(folder / CASES).groupby([*PLACE, "way"], sort=False):
         *here, way = values
         groups = cases["group_id"].to_numpy()
         error = metrics.clustered_mean(cases["bit_error"].to_numpy(), groups, derive(suite.seed, "bootstrap", way))
         decoded = metrics.clustered_rate(cases["decoded"].to_numpy(), groups)
-        for metric, (value, low, high) in {f"bit_error_{way}": error, f"decoded_{way}": decoded}.items():
+        found = {f"bit_error_{way}": error, f"decoded_{way}": decoded}
+        if way in ("payload-pooled", "payload-natural") and (p := codes.chance(cases["bit_error"].max(), side)) is not None:
+            found[f"chance_p_{way}"] = (p, np.nan, np.nan)
+        for metric, (value, low, high) in found.items():
             told = {"metric": metric, "value": value, "n": len(cases), "ci_low": low, "ci_high": high, "status": "ok"}
             rows.append({**dict(zip(PLACE, here, strict=True)), **told})
     return rows

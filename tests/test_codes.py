@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stealthmark.codes import KINDS, decode, encode, error_rate
+from stealthmark.codes import KINDS, chance, decode, encode, error_rate
 
 
 @pytest.mark.parametrize("kind, text", [("micro", "OWNER1"), ("micro", "A"), ("qr", "HOSPITAL 7 / 2026"), ("qr", "x")])
@@ -34,3 +34,10 @@ def test_error_rate_by_hand():
     wrong = code.copy()
     wrong[0, :] ^= True
     assert error_rate(wrong, code) == pytest.approx(1 / 13)
+
+
+def test_the_chance_of_a_hash_is_the_binomial_tail():
+    """Of four coins: none wrong 1/16, one or less 5/16, all or less 1. A QR code's modules are no coins."""
+    assert [chance(k / 4, 2) for k in (0, 1, 4)] == pytest.approx([1 / 16, 5 / 16, 1])
+    assert chance(2 / 64, 8) == pytest.approx((1 + 64 + 64 * 63 / 2) / 2**64)
+    assert chance(0.0, 13) is None and chance(0.0, 21) is None

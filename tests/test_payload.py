@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stealthmark import cli, explain, suite
 from stealthmark.attacks import distil
-from stealthmark.codes import encode, hashed, read
+from stealthmark.codes import chance, encode, hashed, read
 from stealthmark.collate import cell_folder
 from stealthmark.errors import UserError
 from stealthmark.method import Key
@@ -303,6 +303,14 @@ def test_the_report_shows_the_code_of_every_suspect(study):
     stolen = table[table.suspect == "stolen"].set_index("access").right
     for _, row in rows.iterrows():
         assert stolen[row.access] == pytest.approx(1 - row.value, abs=1e-5)
+    # A hash has a p-value, that of its worst try.
+    chances = pd.read_csv(study / "rows.csv").query("metric == 'chance_p_payload-pooled' and situation == 'stolen'")
+    cases = pd.read_parquet(next(study.rglob("explanations/**/cases.parquet"))).query("way == 'payload-pooled'")
+    for row in chances.itertuples():
+        here = (cases.attack == row.attack) & (cases.strength == row.strength) & (cases.access == row.access)
+        worst = cases[here & (cases.situation == "stolen")].bit_error.max()
+        assert row.value == pytest.approx(chance(worst, 8), rel=1e-5) and row.n == (here & (cases.situation == "stolen")).sum()
+    assert len(chances) and "; p " in (study / "tables/payload.md").read_text()
     assert (study / "figures/payload-phantom-endoscopy.png").exists()
     page = (study / "report.html").read_text()
     assert 'id="payload"' in page and 'id="figure-payload-phantom-endoscopy"' in page

@@ -294,20 +294,25 @@ def payload(results: Results) -> Table:
             for level in results.accesses:
                 place = (panel, method, attack, strength, situation, level)
                 error, read = (results.value(f"{metric}_{way}", *place) for metric in ("bit_error", "decoded"))
+                pooled = "payload-pooled" if way == "payload" else way
                 together = results.value("decoded_payload-pooled" if way == "payload" else "", *place)
+                p = results.value(f"chance_p_{pooled}", *place)
                 right = error._replace(mean=1 - error.mean, low=1 - error.high, high=1 - error.low)
                 where = {"suspect": suspect, "way": way, "attack": attack, "strength": strength, "access": level}
-                numbers = _numbers({"right": right, "read": read, "together": together})
+                numbers = _numbers({"right": right, "read": read, "together": together, "p": p})
                 data.append({**_head(panel, method), **where, **numbers, "status": _status(error)})
                 shown = cell(right, interval=True)
                 shown += f"; read {read.mean:.2f}" if read.status == "ok" else ""
-                line[style.access_name(level)] = shown + (f", together {together.mean:.2f}" if together.status == "ok" else "")
+                shown += f", together {together.mean:.2f}" if together.status == "ok" else ""
+                line[style.access_name(level)] = shown + (f"; p {_p(p)}" if p.status == "ok" else "")
             text.append({**_head(panel, method), "suspect": suspect, **line})
     notes = [
         "Share of the code's modules that one image's explanation finds right: 1 is the whole code, 0.5 is chance; then how "
         "often the owner's text is read from it. Random occlusions, the mean of the answer, ridge regression.",
         "Together: how often it is read from the mean of the maps of all images of a try. Natural answers: nothing hidden; the "
         "level of the background in the answers to all test images, where a mark with the option natural has put its code too.",
+        "p, of a keyed hash: how probable so many right bits are, or more, in what knows nothing of the key (binomial, exact, "
+        "since the key is random); of a try's images together, the largest p of tries and seeds.",
         "Wrong key: the stolen model, hidden cells behind another key's picture. No key: behind black, as anybody would ask.",
         seeds_note(results),
         *_footnotes(text),
