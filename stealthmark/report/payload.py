@@ -1,5 +1,6 @@
 """The payload sheet: the code that a marked model carries, as explanations of the answers of several suspects show it."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from stealthmark.report.tables import carries, step_name
 
 #: Rows that are not attacks: what is asked -> title.
 OTHERS = {
-    ("stolen/none/0", "payload-wrong-key"): "stolen,\nwrong key",
-    ("stolen/none/0", "payload-no-key"): "stolen,\nno key",
+    ("stolen/none/0", "payload-wrong-key"): "stolen, wrong key",
+    ("stolen/none/0", "payload-no-key"): "stolen, no key",
     ("independent/none/0", "payload"): "never marked",
     ("untrained/none/0", "payload"): "never trained",
 }
@@ -86,7 +87,7 @@ def _sheet(results: Results, dataset: str, method: str, maps: dict[str, np.ndarr
         left=1.3 / figure.get_figwidth(), right=0.995, top=1 - top, bottom=0.3 / height, wspace=0.08, hspace=0.24
     )
     for line, ((place, way), title) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(title.replace(" ", "\n", 1), fontsize=11, fontweight="bold", rotation=0, ha="right", va="center")
+        line[0].set_ylabel(textwrap.fill(title, 13), fontsize=11, fontweight="bold", rotation=0, ha="right", va="center")
         if way == "payload":
             style.picture(line[0], maps["asked"])
             line[1].imshow(maps[f"{place}/answer"].astype(float), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
