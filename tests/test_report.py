@@ -556,6 +556,9 @@ def test_many_panels_wrap_and_the_one_mark_in_them_is_one_block(study):
     assert shown == [f"kvasir-seg · {net}" for net in nets] and block.get_title(loc="left") == "stealthmark-floor"
     for drawing in (figures.scores(found), figures.mark_vs_dice(found)):
         assert [ax.get_title() for ax in drawing.figure.axes] == shown, "a panel each, and no empty axes"
+    attacked = study(methods=METHODS[:2], attacks={"finetune": [1, 2]}, architectures=nets[:6]).results()
+    curves = figures.attack_curves(attacked, "finetune").figure.axes
+    assert [ax.get_title() for ax in curves if ax.get_title()] == shown[:6] and len(curves) == 12
     assert tables.cases_notes(found) == ["kvasir-seg: 40 test cases, 3 with an empty mask."]
     assert len(reliability.drawing(found, made.reliabilities).figure.axes) == 2 * len(nets)
     assert all(path.stat().st_size for path in made.write())

@@ -379,29 +379,34 @@ def _trade_axes(ax: Axes, title: str, lowest: float, highest: float) -> None:
 def attack_curves(results: Results, attack: str) -> Drawing:
     """ASR with its band above, Dice below, over the strength of one attack; a column for each dataset."""
     panels, look = results.panels, style.looks(results.methods)
-    figure = Figure(figsize=(1.0 + 4.0 * len(panels) + legend_width(results), 6.0), layout="constrained")
-    axes = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
+    rows, wide, at = places(panels)
+    figure = Figure(figsize=(1.0 + 4.0 * wide + legend_width(results), 6.0 * rows), layout="constrained")
+    axes = figure.subplots(2 * rows, wide, squeeze=False, sharex=True, sharey="row")
     label, factor = style.strength_axis(attack)
     steps = [("none", 0.0), *((attack, s) for s in results.strengths[attack])]
     x = [s * factor for _, s in steps]
-    for j, panel in enumerate(panels):
+    for panel, (row, j) in zip(panels, at, strict=True):
+        above, below = axes[2 * row : 2 * row + 2, j]
         for method in results.marks:
-            for ax, metric in zip(axes[:, j], ("asr", "dice"), strict=True):
+            for ax, metric in ((above, "asr"), (below, "dice")):
                 _curve(ax, x, [results.value(metric, panel, method, *step) for step in steps], look[method])
         clean = results.value("dice", panel, CLEAN)
         if clean.status == "ok":
-            axes[1, j].axhline(clean.mean, color=style.GREY, linewidth=1.4, linestyle="--")
-        axes[0, j].set(title=results.title(panel), ylim=(-0.04, 1.06))
-        axes[1, j].set(xlabel=label)
+            below.axhline(clean.mean, color=style.GREY, linewidth=1.4, linestyle="--")
+        above.set(title=results.title(panel), ylim=(-0.04, 1.06))
+        below.set(xlabel=label)
+        below.tick_params(labelbottom=True)
         if len(x) <= 10:
-            axes[1, j].set_xticks(x)
-    for ax in axes.flat:
+            below.set_xticks(x)
+    without_empty(axes)
+    for ax in figure.axes:
         ax.grid(True)
-    # At least a tenth of Dice is shown, so that a change of a point does not look like a collapse.
-    low, high = axes[1, 0].get_ylim()
-    axes[1, 0].set_ylim(max(0, min(low, high - 0.1)), min(1, high))
-    axes[0, 0].set_ylabel("ASR")
-    axes[1, 0].set_ylabel("Dice, benign images")
+    for above, below in zip(axes[::2, 0], axes[1::2, 0], strict=True):
+        # At least a tenth of Dice is shown, so that a change of a point does not look like a collapse.
+        low, high = below.get_ylim()
+        below.set_ylim(max(0, min(low, high - 0.1)), min(1, high))
+        above.set_ylabel("ASR")
+        below.set_ylabel("Dice, benign images")
     handles = [Line2D([], [], **_line_style(look[method]), label=method) for method in results.marks]
     handles.append(Line2D([], [], color=style.GREY, linestyle="--", label="clean, not attacked"))
     figure.legend(handles=handles, loc="outside right center")
