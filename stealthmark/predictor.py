@@ -168,7 +168,7 @@ def probabilities(answer: np.ndarray, images: Tensor, shows: Shows, name: str) -
     return (found[:, 1] if two else found.view(b, h, w)).clamp(0, 1)
 
 
-def from_model(model: nn.Module, device: torch.device, batch: int = 64) -> Querier:
+def from_model(model: nn.Module, device: torch.device, batch: int = 32) -> Querier:
     """A torch network as a predictor: images float (B, C, H, W) in [0, 1] -> probabilities float (B, H, W), on the CPU.
 
     Raises UserError when an answer is not finite: no evidence can rest on it.

@@ -393,23 +393,25 @@ def explain(
         here = "{situation}/{attack}/{strength:g}".format(**place)
         if carried:
             maps[f"{here}/answer"] = predictor(torch.from_numpy(maps["asked"])[None] / 255)[0].numpy().astype(np.float16)
-        for level in key.detectors:
-            seen = at_access(predictor, level)
-            for i, image in zip(order, images, strict=False):
+        # Level by level inside an image, whose answers are remembered: what is shown less of costs no queries of its own.
+        levels = {level: at_access(predictor, level) for level in key.detectors}
+        found = []
+        for i, image in zip(order, images, strict=False):
+            draw = derive(seed, "occlusions", int(i))
+            for level, seen in levels.items() if place["attack"] == "none" else ():
                 case = {**arrays.cases.iloc[i][["case_id", "group_id"]], **place, "access": level}
-                draw = derive(seed, "occlusions", int(i))
-                shown = both_ways(seen, image, plan, draw) if place["attack"] == "none" else {}
-                for way, (explanation, bits) in shown.items():
-                    lines.append({**case, "way": way, **_read(bits, code, plan.code)})
+                for way, (explanation, bits) in both_ways(seen, image, plan, draw).items():
+                    found.append({**case, "way": way, **_read(bits, code, plan.code)})
                     maps.setdefault(f"{place['situation']}/{level}/{way}", explanation)
-            if carried:
-                stolen = here == "stolen/none/0"
-                for of, way, explanation in _in_the_model(seen, carried, every, order, plan, seed, stolen):
-                    case = {"case_id": of, "group_id": of}
-                    if isinstance(of, int):
-                        case = arrays.cases.iloc[of][["case_id", "group_id"]]
-                    lines.append({**case, **place, "access": level, "way": way, **carried.read(explanation)})
-                    maps.setdefault(f"{here}/{level}/{way}", explanation)
+        if carried:
+            stolen = here == "stolen/none/0"
+            for level, of, way, explanation in _in_the_model(levels, carried, every, order, plan, seed, stolen):
+                case = {"case_id": of, "group_id": of}
+                if isinstance(of, int):
+                    case = arrays.cases.iloc[of][["case_id", "group_id"]]
+                found.append({**case, **place, "access": level, "way": way, **carried.read(explanation)})
+                maps.setdefault(f"{here}/{level}/{way}", explanation)
+        lines += sorted(found, key=lambda line: [*levels].index(line["access"]))
     out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(lines).to_parquet(out / CASES)
     np.savez_compressed(out / MAPS, **maps)
@@ -435,9 +437,10 @@ class _Carried:
 
 
 def _in_the_model(
-    seen: Predictor, carried: _Carried, images: Tensor, order: np.ndarray, plan: Plan, seed: int, stolen: bool
-) -> Iterator[tuple[int | str, str, np.ndarray]]:
-    """(image or try, way, map) of every way to look for a code in a model's own answers to the test images (N, C, H, W).
+    levels: dict[str, Predictor], carried: _Carried, images: Tensor, order: np.ndarray, plan: Plan, seed: int, stolen: bool
+) -> Iterator[tuple[str, int | str, str, np.ndarray]]:
+    """(access level, image or try, way, map) of every way to look for a code in a model's own answers to the test images
+    (N, C, H, W).
 
     `payload`: hidden cells show the key's baseline; an image after the other in the given `order`. `payload-pooled`: their mean
     over the images of a try. `payload-natural`: the `background_levels` of the answers to all images as they are. Of the
@@ -445,19 +448,23 @@ def _in_the_model(
     """
     grid = len(carried.code)
 
-    def spelt_by(i: int, way: str) -> np.ndarray:
-        return spelt(seen, images[i], grid, plan.queries, derive(seed, "occlusions", i), carried.baselines[way])
+    def spelt_by(i: int, way: str) -> dict[str, np.ndarray]:
+        draw = derive(seed, "occlusions", i)
+        return {
+            level: spelt(seen, images[i], grid, plan.queries, draw, carried.baselines[way]) for level, seen in levels.items()
+        }
 
     first = [int(i) for i in order[: plan.images]]
     for way in carried.baselines:
         if way != "payload" and stolen:
-            yield from ((i, way, spelt_by(i, way)) for i in first)
+            yield from ((level, i, way, explanation) for i in first for level, explanation in spelt_by(i, way).items())
     for turn in range(min(plan.tries, max(1, len(order) // plan.images)) if stolen else 1):
-        chosen = [int(i) for i in order[turn * plan.images : (turn + 1) * plan.images]]
-        maps = [spelt_by(i, "payload") for i in chosen]
-        yield from ((i, "payload", explanation) for i, explanation in zip(chosen, maps, strict=True))
-        yield f"try {turn + 1}", "payload-pooled", np.mean(maps, axis=0)
-    yield "all", "payload-natural", background_levels(seen(images), grid)
+        maps = {int(i): spelt_by(int(i), "payload") for i in order[turn * plan.images : (turn + 1) * plan.images]}
+        for level in levels:
+            yield from ((level, i, "payload", of[level]) for i, of in maps.items())
+            yield level, f"try {turn + 1}", "payload-pooled", np.mean([of[level] for of in maps.values()], axis=0)
+    for level, seen in levels.items():
+        yield level, "all", "payload-natural", background_levels(seen(images), grid)
 
 
 def _asked(image: Tensor, carried: _Carried, seed: int) -> np.ndarray:

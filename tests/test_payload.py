@@ -11,14 +11,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from stealthmark import cli, explain, suite
+from stealthmark import cli, explain, stages, suite
 from stealthmark.attacks import distil
 from stealthmark.codes import chance, encode, hashed, read
 from stealthmark.collate import cell_folder
 from stealthmark.errors import UserError
 from stealthmark.method import Key
 from stealthmark.plugin import make
-from stealthmark.predictor import at_access
+from stealthmark.predictor import Limits, Querier, at_access
 
 SIZE = 52
 
@@ -292,6 +292,24 @@ def test_every_suspect_is_asked_for_the_code_and_the_stolen_one_with_wrong_keys_
     assert set(counted[(way == "payload") & ~stolen]) == {PLAN["images"]}
     assert set(counted[(way == "payload-pooled") & stolen]) == {PLAN["tries"]}
     assert set(counted[(way == "payload") & stolen]) == {PLAN["tries"] * PLAN["images"]}
+
+
+def test_an_answer_serves_every_access_level_though_few_are_remembered():
+    """Each level used to sweep over all images by itself, and by then the first answers had been forgotten."""
+    method, key = keyed(code="hash-8")
+    plan, images, order = explain.Plan(images=2, queries=16, tries=2), photos(5), np.arange(5)
+    carried = stages._Carried.of(method, key, 0)
+
+    def sent(*access: str) -> int:
+        of_one_map = 16 * SIZE * SIZE * 4
+        model = Querier(lambda asked: ideal(method, key)(asked)[:, None].numpy(), Limits(remembered=of_one_map))
+        levels = {level: at_access(model, level) for level in access}
+        found = list(stages._in_the_model(levels, carried, images, order, plan, 0, stolen=True))
+        assert {level for level, *_ in found} == set(access)
+        return model.sent
+
+    asked = 2 * 2 * 16 + 2 * 2 * 16 + 5  # two wrong keys and two tries, two images each; and all images as they are
+    assert sent("probabilities") == sent("probabilities", "rounded-0.1", "clipped-0.1", "label") == asked
 
 
 def test_the_report_shows_the_code_of_every_suspect(study):
