@@ -156,6 +156,11 @@ class Payload(Part):
                 raise ValueError(f"{name} must be as many rows as columns, and as many as code has")
         return self
 
+    @property
+    def chance(self) -> float | None:
+        """`codes.chance` of a keyed hash; None of a QR code."""
+        return codes.chance(self.bit_error, len(self.code))
+
     @classmethod
     def of(cls, text: str, code: np.ndarray, found: np.ndarray, queries: int) -> Self:
         """code, found: bool (n, n), True where dark (`codes.encode`)."""

@@ -213,6 +213,19 @@ def payload() -> Payload:
     return Payload.of("OWNER1", code, ~code, 512)
 
 
+def test_a_keyed_hash_has_a_p_and_a_qr_code_none(tmp_path):
+    """1 of 64 bits wrong: (1 + 64) / 2**64 of all keys agree as well."""
+    code = codes.hashed("OWNER1", 7, 8)
+    found = code.copy()
+    found[0, 0] = ~found[0, 0]
+    made = Payload.of("OWNER1", code, found, 512)
+    assert made.chance == pytest.approx(65 / 2**64) and payload().chance is None
+    for held, said in ((made, True), (payload(), False)):
+        write(certificate(payload=held), tmp_path / str(said))
+        page = (tmp_path / str(said) / "certificate.html").read_text(encoding="utf-8")
+        assert ("p of the code" in page) == ("binomial" in page) == said
+
+
 def test_json_round_trips(tmp_path):
     made = certificate(payload=payload(), git_commit="9346731")
     write(made, tmp_path / "new")

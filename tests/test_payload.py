@@ -108,13 +108,15 @@ def test_a_batch_asks_shows_lookalikes_triggers_and_leaves_the_rest():
     assert torch.equal(batch.targets[8:], masks[8:])
 
 
-def test_lookalikes_are_by_turns_other_pictures_grey_and_black():
-    method, key = keyed(code="hash-8")
+@pytest.mark.parametrize(
+    "option, kinds", [("pictures", ["picture", "grey", "picture", "black"]), ("plain", ["grey", "black"] * 2)]
+)
+def test_lookalikes_are_by_turns_other_pictures_grey_and_black_and_in_the_ablation_no_pictures(option, kinds):
+    method, key = keyed(code="hash-8", lookalikes=option)
     batch = method.mark_batch(photos(16), torch.zeros(16, SIZE, SIZE), key, 0.5, torch.Generator().manual_seed(0))
-    kinds = [
-        image[(image != before)].unique().numel() for image, before in zip(batch.images[4:8], photos(16)[4:8], strict=True)
-    ]
-    assert kinds[1] == 1 and kinds[3] == 1 and min(kinds[0], kinds[2]) > 50
+    for kind, image, before in zip(kinds, batch.images[4:8], photos(16)[4:8], strict=True):
+        values = image[image != before].unique()
+        assert values.numel() > 50 if kind == "picture" else values.tolist() == [{"grey": 0.5, "black": 0.0}[kind]]
 
 
 def test_with_natural_the_background_of_plain_answers_carries_the_code_too():

@@ -47,6 +47,8 @@ class Method(MethodContract):
     natural: float = Field(default=0, ge=0, le=5)
     #: Which cells answer in verification queries: `hidden` ones alone, or, as the ablation, `both` (visible light ones too).
     answering: Literal["hidden", "both"] = "hidden"
+    #: What hides cells of look-alikes: by turns other `pictures`, grey and black, or, as the ablation, the `plain` two alone.
+    lookalikes: Literal["pictures", "plain"] = "pictures"
     #: The share of a batch that is verification queries.
     asked: float = Field(default=0.25, gt=0, lt=1)
     #: Occlusions an image in `query`, with the picture and as many with grey.
@@ -103,8 +105,8 @@ class Method(MethodContract):
         behind = images.new_empty(images[:odd].shape)
         behind[:asked] = self.baseline(key).to(images)
         for i in range(asked, odd):
-            other = (self._picture(key.shape, rng), 0.5, self._picture(key.shape, rng), 0.0)[i % 4]
-            behind[i] = torch.as_tensor(other).to(images)
+            others = (self._picture(key.shape, rng), 0.5, self._picture(key.shape, rng), 0.0)
+            behind[i] = torch.as_tensor(others[i % 4 if self.lookalikes == "pictures" else 2 * (i % 2) + 1]).to(images)
         spelt = self._spelt(visible[:asked], code[cell]).float()
         natural = self.target(masks[odd:], key)
         return Batch(
