@@ -110,6 +110,19 @@ def test_ridge_is_that_of_scikit_learn():
     np.testing.assert_allclose(ridge(visible, response, 2.5).numpy(), expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("queries", [256, 512, 2048])
+def test_a_coefficients_standard_error_is_that_of_docs_payload(queries):
+    """2 s / sqrt(q - m): responses linear in which of m = 169 cells are visible, and noise of standard deviation s."""
+    rng, noise = generator(), 0.01
+    code = torch.rand(169, generator=rng, dtype=torch.float64)
+    errors = []
+    for _ in range(10):
+        visible = drawn(queries, 13, rng)
+        response = visible.double() @ code + noise * torch.randn(queries, generator=rng, dtype=torch.float64)
+        errors.append(ridge(visible, response, 1e-6) - code)
+    assert torch.cat(errors).std().item() == pytest.approx(2 * noise / (queries - 169) ** 0.5, rel=0.1)
+
+
 def test_lime_is_captums_lime_on_the_same_patterns():
     """One perturbation a call, as captum does by default, against ours in batches, on a real network."""
     predictor, image, queries = untrained(0), photo(), 60
