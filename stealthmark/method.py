@@ -147,6 +147,8 @@ class MethodContract(Plugin):
 
     access: ClassVar[Literal["black-box", "white-box"]] = "black-box"
     citation: ClassVar[str] = ""
+    #: False of a control, which puts nothing into the model.
+    marks: ClassVar[bool] = True
     #: Explanations of the marked model's answers spell a code, `carried`, which stands for the text in the option `payload`.
     carries: ClassVar[bool] = False
 

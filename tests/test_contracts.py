@@ -56,6 +56,8 @@ ARCHITECTURES = [{"name": name, **more} for name in plugins.known("architecture"
 by_architecture = pytest.mark.parametrize("options", ARCHITECTURES, ids=shown)
 by_method = pytest.mark.parametrize("options", METHODS, ids=shown)
 by_mark = pytest.mark.parametrize("options", MARKS, ids=shown)
+#: What puts something into the model: all but the controls.
+by_what_marks = pytest.mark.parametrize("options", [o for o in MARKS if plugins.load("method", o["name"]).marks], ids=shown)
 by_trigger = pytest.mark.parametrize("options", BY_TRIGGER, ids=shown)
 by_black_box = pytest.mark.parametrize("options", BLACK_BOX, ids=shown)
 
@@ -63,7 +65,9 @@ by_black_box = pytest.mark.parametrize("options", BLACK_BOX, ids=shown)
 def test_every_plugin_of_the_library_is_found():
     assert {"phantom-endoscopy", "phantom-cine", "kvasir-seg", "folder", *layouts.WRITERS} <= set(plugins.known("dataset"))
     assert {"unet", "transunet", "unetr", "swinunetr", "nnunet", "sam"} <= set(plugins.known("architecture"))
-    assert {"clean", "stealthmark", "stealthmark-payload", "badnets", "blended", "wanet"} <= set(plugins.known("method"))
+    assert {"clean", "continued", "stealthmark", "stealthmark-payload", "badnets", "blended", "wanet"} <= set(
+        plugins.known("method")
+    )
     assert {"finetune", "prune", "distil"} <= set(plugins.known("attack"))
 
 
@@ -196,7 +200,7 @@ def test_mark_batch_is_a_pure_function_of_the_batch_and_the_generator(options, n
     assert batch.extra is None or callable(batch.extra)
 
 
-@by_mark
+@by_what_marks
 def test_a_marked_batch_teaches_something_that_a_clean_one_does_not(options):
     images, masks = pictures(6), discs(6)
     batch = marked_batch(options, 6, 0.9, images, masks)
@@ -204,7 +208,7 @@ def test_a_marked_batch_teaches_something_that_a_clean_one_does_not(options):
     assert changed or batch.extra is not None
 
 
-@by_mark
+@by_what_marks
 def test_training_ends_with_the_trigger_and_the_target_that_are_queried(options):
     """However a curriculum begins, its end is what the owner will look for."""
     images, masks = pictures(6), discs(6)
@@ -215,11 +219,20 @@ def test_training_ends_with_the_trigger_and_the_target_that_are_queried(options)
     assert (images_alike & targets_alike).any() or batch.extra is not None
 
 
-def test_clean_changes_nothing_and_needs_no_key():
+def test_clean_needs_no_key():
     images, masks = pictures(), discs()
     batch = make("method", {"name": "clean"}).mark_batch(images, masks, None, 0.5, torch.Generator())
     assert torch.equal(batch.images, images) and torch.equal(batch.targets, masks)
-    assert batch.weights is None and batch.extra is None
+
+
+def test_the_controls_change_nothing_in_a_batch():
+    images, masks = pictures(6), discs(6)
+    controls = [options for options in METHODS if not plugins.load("method", options["name"]).marks]
+    assert {options["name"] for options in controls} == {"clean", "continued"}
+    for options in controls:
+        batch = marked_batch(options, 6, 0.5, images, masks)
+        assert torch.equal(batch.images, images) and torch.equal(batch.targets, masks)
+        assert batch.weights is None and batch.extra is None
 
 
 # --- methods: queries -------------------------------------------------------------------------------------------------

@@ -1,0 +1,21 @@
+"""`continued`: the control. No mark, but ordinary training for as long as a mark takes."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stealthmark.method import Batch, Key
+from stealthmark.methods.stealthmark import Method as StealthMark
+
+
+class Method(StealthMark):
+    """A mark's training goes on from the clean model, so its Dice differs from the clean model's by what the mark costs *and*
+    by what those further steps bring. This is the second of the two alone. It is asked as StealthMark is, and must be accused
+    no more often than the detector's false alarms."""
+
+    citation: ClassVar[str] = "this project, a control"
+    marks: ClassVar[bool] = False
+
+    def mark_batch(self, images: Tensor, masks: Tensor, key: Key | None, progress: float, rng: torch.Generator) -> Batch:
+        return Batch(images, masks)
