@@ -23,6 +23,9 @@ from stealthmark.seeds import derive, torch_rng
 #: A clean batch (images (B, C, H, W) in [0, 1], masks (B, H, W), progress in [0, 1), generator) -> what is trained on.
 MakeBatch = Callable[[Tensor, Tensor, float, torch.Generator], Batch]
 
+#: Options of a schedule that came later, and their values before that: a run that has these is the run it was.
+USUAL = {"precision": "float32", "settled": 0}
+
 
 class Schedule(BaseModel):
     """How long and how fast to train: AdamW, linear warm-up over the first tenth, then `decay`.
@@ -31,6 +34,10 @@ class Schedule(BaseModel):
     any size are trained alike. With the `precision` bfloat16 the network's matrix products and convolutions are computed in
     that format (mixed precision, Micikevicius et al. 2018); weights, optimiser and loss stay float32, and so does everything
     that is ever measured of the trained model.
+
+    A mark's batches are no ordinary ones, and batch-norm learns the statistics of both together, which a thief's first epochs
+    on ordinary images take away again. In the last share `settled` of the epochs it therefore normalises by statistics of
+    ordinary images, measured when that part begins, and the mark is learned on those.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +48,7 @@ class Schedule(BaseModel):
     weight_decay: float = Field(default=1e-2, ge=0)
     decay: Literal["cosine", "constant"] = "cosine"
     precision: Literal["float32", "bfloat16"] = "float32"
+    settled: float = Field(default=0, ge=0, lt=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -55,8 +63,8 @@ class Schedule(BaseModel):
 
     @model_serializer(mode="wrap")
     def _asked(self, dump: SerializerFunctionWrapHandler) -> dict:
-        """Without the one of `epochs` and `steps` that does not count, and without the precision that is everybody's."""
-        unused = {"epochs" if self.steps else "steps"} | ({"precision"} if self.precision == "float32" else set())
+        """Without the one of `epochs` and `steps` that does not count, and without what is as everybody has it."""
+        unused = {"epochs" if self.steps else "steps"} | {n for n, usual in USUAL.items() if getattr(self, n) == usual}
         return {name: value for name, value in dump(self).items() if name not in unused}
 
     def rate(self, progress: float) -> float:
@@ -137,14 +145,16 @@ def fit(
     batch_size = min(schedule.batch, len(images))
     steps = len(images) // batch_size
     epochs = schedule.epochs_of(steps)
+    settled = epochs - round(schedule.settled * epochs)
     first = _restore(model, optimiser, state, run)
     started = saved = time.monotonic()
     for epoch in range(first, epochs):
+        if epoch == settled:
+            _settle(model, images, masks, batch_size, seed)
         model.train()
-        if frozen_norms:
-            for layer in model.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
+        if frozen_norms or epoch >= settled:
+            for layer in _norms(model):
+                layer.eval()
         torch.manual_seed(derive(seed, "layers", epoch))  # layers that drop draw from the global generator
         rng = torch_rng(seed, "epoch", epoch)
         order = torch.randperm(len(images), generator=rng).to(device)
@@ -180,6 +190,29 @@ def fit(
             saved = now
     state.unlink(missing_ok=True)
     return model.eval()
+
+
+def _norms(model: nn.Module) -> list[nn.Module]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+
+@torch.no_grad()
+def _settle(model: nn.Module, images: Tensor, masks: Tensor, batch: int, seed: int) -> None:
+    """Measure the batch-norm statistics anew, as the means over the batches of one epoch of ordinary images."""
+    model.train()
+    norms = _norms(model)
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean of all batches
+    torch.manual_seed(derive(seed, "layers", "settle"))
+    rng = torch_rng(seed, "settle")
+    order = torch.randperm(len(images), generator=rng).to(images.device)
+    for chosen in order.split(batch) if norms else ():
+        plain, _ = augment(images[chosen].float() / 255, masks[chosen].float(), rng)
+        model(plain.contiguous(memory_format=torch.channels_last))
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
 
 
 def _save(model: nn.Module, optimiser: torch.optim.Optimizer, epoch: int, path: Path, run: str) -> None:
