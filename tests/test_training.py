@@ -130,6 +130,36 @@ def test_bfloat16_is_in_the_products_alone(tmp_path):
     assert "precision" not in SHORT.model_dump() and Schedule(**short.model_dump()) == short
 
 
+def white(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+    return Batch(torch.ones_like(images), masks)
+
+
+def test_a_settled_training_ends_on_the_statistics_of_ordinary_images(tmp_path):
+    """Its batches are white, the images are not. The first layer normalises the images themselves."""
+
+    def first_norm(schedule: Schedule) -> nn.Module:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1))
+        return fit(model, *data(), schedule, white, 3, tmp_path / "state", "run")[0]
+
+    learned, settled = (first_norm(Schedule(epochs=60, batch=5, settled=share)) for share in (0, 0.5))
+    images = data()[0] / 255
+    assert learned.running_mean.min() > 0.99 and learned.running_var.max() < 0.01
+    torch.testing.assert_close(settled.running_mean, images.mean((0, 2, 3)), rtol=0, atol=0.05)
+    assert 0.2 < (settled.running_var / images.var((0, 2, 3))).min() < 1, "augmented images are smoother"
+    assert settled.num_batches_tracked == 2 and settled.momentum == learned.momentum == 0.1
+
+
+@pytest.mark.parametrize("epochs_done", [1, 2, 3, 4])
+def test_a_settled_training_that_was_killed_goes_on_where_it_stopped(tmp_path, epochs_done):
+    half = SHORT.model_copy(update={"settled": 0.5})
+    whole = train(tmp_path, half)
+    assert not same(whole, train(tmp_path)) and "settled" not in SHORT.model_dump() and Schedule(**half.model_dump()) == half
+    with pytest.raises(Interrupted):
+        train(tmp_path, half, after_epoch=interrupt_after(epochs_done), save_every_s=-1)
+    assert same(train(tmp_path, half), whole)
+
+
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
