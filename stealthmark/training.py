@@ -25,6 +25,8 @@ MakeBatch = Callable[[Tensor, Tensor, float, torch.Generator], Batch]
 
 #: Options of a schedule that came later, and their values before that: a run that has these is the run it was.
 USUAL = {"precision": "float32", "settled": 0}
+#: The learning rate of a settled training's last part, as a share of the first one's.
+SETTLED_SPEED = 0.5
 
 
 class Schedule(BaseModel):
@@ -37,7 +39,8 @@ class Schedule(BaseModel):
 
     A mark's batches are no ordinary ones, and batch-norm learns the statistics of both together, which a thief's first epochs
     on ordinary images take away again. In the last share `settled` of the epochs it therefore normalises by statistics of
-    ordinary images, measured when that part begins, and the mark is learned on those.
+    ordinary images, measured when that part begins, and the mark is learned on those. That part is a training of its own, with
+    a fresh optimiser and warm-up, at half the rate: going on at full speed on other statistics undoes what was learned.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +69,9 @@ class Schedule(BaseModel):
         """Without the one of `epochs` and `steps` that does not count, and without what is as everybody has it."""
         unused = {"epochs" if self.steps else "steps"} | {n for n, usual in USUAL.items() if getattr(self, n) == usual}
         return {name: value for name, value in dump(self).items() if name not in unused}
+
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
 
     def rate(self, progress: float) -> float:
         """The learning rate at `progress` in [0, 1) of the training."""
@@ -141,7 +147,7 @@ def fit(
     """
     device = images.device
     model.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
+    optimiser = schedule.optimiser(model)
     batch_size = min(schedule.batch, len(images))
     steps = len(images) // batch_size
     epochs = schedule.epochs_of(steps)
@@ -151,6 +157,7 @@ def fit(
     for epoch in range(first, epochs):
         if epoch == settled:
             _settle(model, images, masks, batch_size, seed)
+            optimiser = schedule.optimiser(model)
         model.train()
         if frozen_norms or epoch >= settled:
             for layer in _norms(model):
@@ -159,6 +166,7 @@ def fit(
         rng = torch_rng(seed, "epoch", epoch)
         order = torch.randperm(len(images), generator=rng).to(device)
         total = 0.0
+        part, speed = ((0, settled), 1) if epoch < settled else ((settled, epochs), SETTLED_SPEED)
         for step in range(steps):
             progress = (epoch * steps + step) / (epochs * steps)
             chosen = order[step * batch_size : (step + 1) * batch_size]
@@ -169,7 +177,7 @@ def fit(
                 if batch.extra is not None:
                     loss = loss + batch.extra(model)
             for group in optimiser.param_groups:
-                group["lr"] = schedule.rate(progress)
+                group["lr"] = speed * schedule.rate(((epoch - part[0]) * steps + step) / ((part[1] - part[0]) * steps))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

@@ -150,6 +150,20 @@ def test_a_settled_training_ends_on_the_statistics_of_ordinary_images(tmp_path):
     assert settled.num_batches_tracked == 2 and settled.momentum == learned.momentum == 0.1
 
 
+def test_the_settled_part_is_a_training_of_its_own_at_half_the_rate(monkeypatch, tmp_path):
+    used, step = [], torch.optim.AdamW.step
+
+    def watched(self, *a):
+        used.append((self.param_groups[0]["lr"], len(self.state)))
+        return step(self, *a)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    train(tmp_path, SHORT.model_copy(update={"settled": 0.5}))
+    n = len(used) // 2
+    assert [rate for rate, _ in used] == [SHORT.rate(i / n) for i in range(n)] + [SHORT.rate(i / n) / 2 for i in range(n)]
+    assert [i for i, (_, known) in enumerate(used) if not known] == [0, n], "the optimiser is fresh"
+
+
 @pytest.mark.parametrize("epochs_done", [1, 2, 3, 4])
 def test_a_settled_training_that_was_killed_goes_on_where_it_stopped(tmp_path, epochs_done):
     half = SHORT.model_copy(update={"settled": 0.5})
