@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from stealthmark.architecture import DeepSupervision
 from stealthmark.errors import CellFailure, UserError
@@ -160,8 +161,9 @@ def fit(
             optimiser = schedule.optimiser(model)
         model.train()
         if frozen_norms or epoch >= settled:
-            for layer in _norms(model):
-                layer.eval()
+            for layer in model.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
         torch.manual_seed(derive(seed, "layers", epoch))  # layers that drop draw from the global generator
         rng = torch_rng(seed, "epoch", epoch)
         order = torch.randperm(len(images), generator=rng).to(device)
@@ -200,27 +202,13 @@ def fit(
     return model.eval()
 
 
-def _norms(model: nn.Module) -> list[nn.Module]:
-    return [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-
-
-@torch.no_grad()
 def _settle(model: nn.Module, images: Tensor, masks: Tensor, batch: int, seed: int) -> None:
     """Measure the batch-norm statistics anew, as the means over the batches of one epoch of ordinary images."""
-    model.train()
-    norms = _norms(model)
-    momenta = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.reset_running_stats()
-        layer.momentum = None  # the mean of all batches
     torch.manual_seed(derive(seed, "layers", "settle"))
     rng = torch_rng(seed, "settle")
     order = torch.randperm(len(images), generator=rng).to(images.device)
-    for chosen in order.split(batch) if norms else ():
-        plain, _ = augment(images[chosen].float() / 255, masks[chosen].float(), rng)
-        model(plain.contiguous(memory_format=torch.channels_last))
-    for layer, momentum in zip(norms, momenta, strict=True):
-        layer.momentum = momentum
+    plain = (augment(images[chosen].float() / 255, masks[chosen].float(), rng)[0] for chosen in order.split(batch))
+    update_bn((batch.contiguous(memory_format=torch.channels_last) for batch in plain), model)
 
 
 def _save(model: nn.Module, optimiser: torch.optim.Optimizer, epoch: int, path: Path, run: str) -> None:
