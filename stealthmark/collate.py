@@ -24,6 +24,8 @@ from stealthmark.suite import BENCHMARK_VERSION, Cell, Suite
 
 QUALITY = (*metrics.SEGMENTATION, *metrics.CALIBRATION)
 PLACE = ["situation", "attack", "strength", "access"]
+#: What of a case a detector has to do with.
+DETECTED = ["score_triggered", "score_benign", "threshold"]
 COLUMNS = [
     *("suite", "benchmark_version", "dataset", "architecture", "seed", "method", *PLACE),
     *("metric", "value", "n", "ci_low", "ci_high", "status"),
@@ -71,13 +73,17 @@ def collate(suite: Suite, results: Path) -> None:
         failures = [failure for failure in failures if failure.get("situation") not in others]
         rows += [{**cell._asdict(), **place, **failure} for failure in failures]
         if (folder / CASES).exists() and summary["status"] == "ok":
+            method = make("method", suite.entry("method", cell.method).options())
             table = pd.read_parquet(folder / CASES).assign(**cell._asdict())
+            if not method.marks:  # its detector was fitted where there is nothing to tell apart
+                table = table.drop(columns=DETECTED, errors="ignore")
             tables.append(table)
             for values, cases in table.groupby(PLACE, sort=False):
                 here = {**cell._asdict(), **dict(zip(PLACE, values, strict=True))}
                 rows += [{**here, **row, "status": "ok"} for row in _rows(cases, derive(suite.seed, "bootstrap", *cell))]
-            asks = make("method", suite.entry("method", cell.method).options()).asks
-            rows += [{**cell._asdict(), **row, "status": "ok"} for row in _judged(table, folder / POOL, asks)]
+            if method.marks:
+                judged = _judged(table, folder / POOL, method.asks)
+                rows += [{**cell._asdict(), **row, "status": "ok"} for row in judged]
             if suite.claims and (folder / POOL).exists():
                 pools.append(pd.read_parquet(folder / POOL).assign(**cell._asdict()))
         if suite.explanations and cell.method != "clean" and summary["status"] == "ok":

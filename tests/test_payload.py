@@ -237,7 +237,7 @@ SUITE = {
     "size": 32,
     "datasets": [{"name": "phantom-endoscopy", "groups": 12, "cases_per_group": 2}],
     "architectures": [{"name": "unet", "weights": "random"}],
-    "methods": ["clean", PAYLOAD],
+    "methods": ["clean", PAYLOAD, "continued"],
     "attacks": [{"name": "prune", "strengths": [0.5]}],
     "access": ["probabilities", "label"],
     "explanations": PLAN,
@@ -253,7 +253,7 @@ def study(tmp_path_factory) -> Path:
     """A mark of one epoch, pruned, examined, explained, collated and reported."""
     results = tmp_path_factory.mktemp("payload")
     (results / "suite.yaml").write_text(yaml.safe_dump(SUITE))
-    clean, marked = suite.read(results / "suite.yaml").cells()
+    clean, marked, control = suite.read(results / "suite.yaml").cells()
     data, models = results / "data/phantom-endoscopy", results / "models"
     dataset, schedule = yaml.safe_dump(SUITE["datasets"][0]), "{epochs: 1, batch: 4}"
     assert run("prepare", "--dataset", dataset, "--size", 32, "--seed", 1, "--out", data) == 0
@@ -274,13 +274,30 @@ def study(tmp_path_factory) -> Path:
     assert run("examine", *own, "--out", cell_folder(results, "evidence", marked)) == 0
     explained = cell_folder(results, "explanations", marked)
     assert run("explain", *own, "--plan", yaml.safe_dump(PLAN), "--out", explained) == 0
+    trained_on = ["--key", results / "keys/control.json", "--seed", 1, "--access", *SUITE["access"]]
+    continued = ["--clean", models / "clean", "--method", "{name: continued}"]
+    assert run("mark", *made, *continued, *trained_on, "--out", models / "control") == 0
+    asked = ["--data", data, "--key", results / "keys/control.json", "--suspect", f"stolen/none={models / 'control'}"]
+    assert run("examine", *asked, "--out", cell_folder(results, "evidence", control)) == 0
+    assert run("explain", *asked, "--plan", yaml.safe_dump(PLAN), "--out", cell_folder(results, "explanations", control)) == 0
     for verb in ("collate", "report"):
         assert run(verb, "--suite", results / "suite.yaml", "--results", results) == 0
     return results
 
 
+def test_of_a_control_the_rows_say_how_good_it_is_and_nothing_that_a_detector_of_nothing_says(study):
+    rows = pd.read_csv(study / "rows.csv").set_index("method")
+    judged = {"asr", "fpr", "auroc", "chi2_p"}
+    assert {"dice", "dice_triggered", "ece"} <= set(rows.loc["continued"].metric) and not judged & set(
+        rows.loc["continued"].metric
+    )
+    assert judged <= set(rows.loc[PAYLOAD["name"]].metric)
+    main = pd.read_csv(study / "tables/main.csv").set_index("method")
+    assert main.loc["continued"].dice > 0 and pd.isna(main.loc["continued"].asr)
+
+
 def test_every_suspect_is_asked_for_the_code_and_the_stolen_one_with_wrong_keys_too(study):
-    cases = pd.read_parquet(next(study.glob("explanations/**/cases.parquet")))
+    cases = pd.read_parquet(next(study.glob("explanations/**/stealthmark-payload/cases.parquet")))
     ways = cases.groupby(["situation", "attack"]).way.agg(set)
     code = {"payload", "payload-pooled", "payload-natural"}
     assert ways["stolen", "prune"] == code
@@ -325,7 +342,9 @@ def test_the_report_shows_the_code_of_every_suspect(study):
         assert stolen[row.access] == pytest.approx(1 - row.value, abs=1e-5)
     # A hash has a p-value, that of its worst try.
     chances = pd.read_csv(study / "rows.csv").query("metric == 'chance_p_payload-pooled' and situation == 'stolen'")
-    cases = pd.read_parquet(next(study.rglob("explanations/**/cases.parquet"))).query("way == 'payload-pooled'")
+    cases = pd.read_parquet(next(study.rglob("explanations/**/stealthmark-payload/cases.parquet"))).query(
+        "way == 'payload-pooled'"
+    )
     for row in chances.itertuples():
         here = (cases.attack == row.attack) & (cases.strength == row.strength) & (cases.access == row.access)
         worst = cases[here & (cases.situation == "stolen")].bit_error.max()

@@ -11,8 +11,8 @@ from stealthmark.methods.stealthmark import Method as StealthMark
 
 class Method(StealthMark):
     """A mark's training goes on from the clean model, so its Dice differs from the clean model's by what the mark costs *and*
-    by what those further steps bring. This is the second of the two alone. It is asked as StealthMark is, but its
-    detector is fitted where there is nothing to tell apart: of its rows only those of quality and AUROC mean anything."""
+    by what those further steps bring. This is the second of the two alone. It is asked as StealthMark is, but what its
+    detector says is left out of the rows: it was fitted where there is nothing to tell apart."""
 
     citation: ClassVar[str] = "this project, a control"
     marks: ClassVar[bool] = False
