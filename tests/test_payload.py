@@ -293,6 +293,7 @@ def test_of_a_control_the_rows_say_how_good_it_is_and_nothing_that_a_detector_of
     )
     assert judged <= set(rows.loc[PAYLOAD["name"]].metric)
     main = pd.read_csv(study / "tables/main.csv").set_index("method")
+    assert "Of 1 marks" in (study / "figures/captions.json").read_text(), "a control is not counted among the marks"
     assert main.loc["continued"].dice > 0 and pd.isna(main.loc["continued"].asr)
 
 

@@ -196,7 +196,11 @@ def _overview_caption(results: Results, columns: list[Column]) -> str:
 
     every = " on every dataset" if len(results.panels) > 1 else ""
     taken = f"{count({})} take{every}"
-    parts = [f"Of {len(results.marks)} marks, {taken}: ASR at least {TAKES:g} on the stolen model as it is."]
+    # A control has nothing to detect.
+    looked_for = [
+        m for m in results.marks if any(results.value("asr", panel, m).status != "absent" for panel in results.panels)
+    ]
+    parts = [f"Of {len(looked_for)} marks, {taken}: ASR at least {TAKES:g} on the stolen model as it is."]
     survived = [f"{count(c.where)} after {_phrase(c.title)}" for c in columns if c.where.get("attack")]
     if survived:
         parts.append(f"Still at that level: {', '.join(survived)}.")
