@@ -295,6 +295,7 @@ def test_of_a_control_the_rows_say_how_good_it_is_and_nothing_that_a_detector_of
     main = pd.read_csv(study / "tables/main.csv").set_index("method")
     assert "Of 1 marks" in (study / "figures/captions.json").read_text(), "a control is not counted among the marks"
     assert main.loc["continued"].dice > 0 and pd.isna(main.loc["continued"].asr)
+    assert "continued: a control without a mark" in (study / "tables/main.md").read_text()
 
 
 def test_every_suspect_is_asked_for_the_code_and_the_stolen_one_with_wrong_keys_too(study):

@@ -172,7 +172,7 @@ def _heat_cell(ax: Axes, x: float, y: float, asr: Value, dice: Value, cmap: Colo
     ax.add_patch(Rectangle((x + 0.015, y + 0.03), 0.97, 0.94, **box))
     share = asr.mean if known else 0
     ink = "white" if share > (0.88 if cmap is CAUGHT else 0.5) else INK
-    two = known and np.isfinite(dice.change)
+    two = np.isfinite(dice.change)
     text = f"{asr.mean:.2f}" if known else {"failed": "failed", "absent": "–"}[asr.status]
     middle = {"ha": "center", "va": "center", "color": ink}
     ax.text(x + 0.5, y + (0.36 if two else 0.5), text, fontsize=14 if known else 10, **middle)

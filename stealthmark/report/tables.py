@@ -503,5 +503,7 @@ def _footnotes(text: list[dict]) -> list[str]:
         notes.append("*: some seeds failed and are not in the mean.")
     if ABSENT in cells:
         clean = any(line["method"] == CLEAN for line in text)
-        notes.append(f"{ABSENT}: not measured" + (" (a clean model has no key)." if clean else "."))
+        controls = [line["method"] for line in text if line["method"] != CLEAN and line.get("AUROC") == ABSENT]
+        why = f"; {', '.join(dict.fromkeys(controls))}: a control without a mark" if controls else ""
+        notes.append(f"{ABSENT}: not measured" + (f" (a clean model has no key{why})." if clean else "."))
     return notes
