@@ -6,7 +6,7 @@ code into the explanation by itself (see `gated_qr`).
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -189,13 +189,42 @@ def modules(explanation: np.ndarray) -> np.ndarray:
     return explanation > np.median(explanation)
 
 
-def spelt(predictor: Predictor, image: Tensor, grid: int, queries: int, seed: int, baseline: Tensor | float) -> np.ndarray:
-    """The map, float (grid, grid), in which a code that a model carries is written (see `MethodContract.carried`): what hiding
-    a cell behind `baseline` adds to the mean of the answer, by `lime`, as a share of what the cell takes of the picture: 1
-    where the whole cell, and nothing else, turns from background to foreground."""
-    rng = torch.Generator().manual_seed(seed)
-    share = cells(*image.shape[-2:], grid).flatten().bincount().view(grid, grid) / image[0].numel()
-    return (-lime(predictor, image, "foreground-mean", grid, queries, rng, baseline=baseline) / share).numpy()
+class Spelt(NamedTuple):
+    """The two maps, each float (grid, grid), in which a code that a model carries is written: what hiding a cell adds to the
+    answer `in_place`, in that very cell; and, by `lime`, to the mean of the answer, as a share of what the cell takes of the
+    picture. In both 1 stands for a cell that, alone, turns from background to foreground."""
+
+    in_place: np.ndarray
+    lime: np.ndarray
+
+
+def spelt(
+    predictor: Predictor, image: Tensor, grid: int, queries: int, seed: int, baseline: Tensor | float, batch: int = 256
+) -> Spelt:
+    """How the suspect's answers to `queries` occlusions of `image` (C, H, W), drawn from `seed`, with hidden cells behind
+    `baseline`, spell a code (see `MethodContract.carried`). Both maps are of the same answers."""
+    visible = drawn(queries, grid, torch.Generator().manual_seed(seed))
+    answers = torch.cat([by_cell(predictor(occlude(image, part, baseline)), grid) for part in visible.split(batch)])
+    share = cells(*image.shape[-2:], grid).flatten().bincount().double() / image[0].numel()
+    maps = in_place(visible, answers), -ridge(visible, answers @ share) / share
+    return Spelt(*(found.view(grid, grid).numpy() for found in maps))
+
+
+def by_cell(answers: Tensor, grid: int) -> Tensor:
+    """The mean of each of `answers` (B, H, W) in every cell, float64 (B, grid * grid)."""
+    cell = cells(*answers.shape[1:], grid).flatten()
+    sums = torch.zeros(len(answers), grid * grid, dtype=torch.float64).index_add(1, cell, answers.flatten(1).double())
+    return sums / cell.bincount()
+
+
+def in_place(visible: Tensor, answers: Tensor) -> Tensor:
+    """What hiding a cell adds to the answer in it, float64 (m,): the mean of `answers` (n, m), one number a cell, where the
+    cell was hidden, less the mean where it was `visible`, bool (n, m). RISE (Petsiuk et al., BMVC 2018) averages one number
+    an answer in this way; here every cell has its own. A cell that was always, or never, visible has 0."""
+    hidden = ~visible
+    n_hidden, n_visible = hidden.sum(0), visible.sum(0)
+    means = [(answers * where).sum(0) / n.clamp(min=1) for where, n in ((hidden, n_hidden), (visible, n_visible))]
+    return torch.where((n_hidden > 0) & (n_visible > 0), means[0] - means[1], 0.0)
 
 
 def background_levels(answers: Tensor, grid: int) -> np.ndarray:
@@ -214,8 +243,13 @@ def background_levels(answers: Tensor, grid: int) -> np.ndarray:
 
 
 def dark(explanation: np.ndarray) -> np.ndarray:
-    """The modules that a map of `spelt` shows: dark above the middle between its tenth and its ninetieth percentile."""
-    return explanation > np.quantile(explanation, [0.1, 0.9]).mean()
+    """The modules that a map of `spelt` shows, light and dark told apart as scanners do, by Otsu's threshold (1979): of all
+    splits of the values into two classes the one with the largest variance between them. All light where all are equal."""
+    values = np.sort(explanation, axis=None).astype(float)
+    n, below = np.arange(1, values.size), np.cumsum(values)
+    between = n * n[::-1] * ((below[-1] - below[:-1]) / n[::-1] - below[:-1] / n) ** 2
+    split = int(between.argmax())
+    return explanation > values[split : split + 2].mean()
 
 
 def both_ways(predictor: Predictor, image: Tensor, plan: Plan, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:

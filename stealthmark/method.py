@@ -182,7 +182,7 @@ class MethodContract(Plugin):
 
     def carried(self, key: Key) -> Tensor:
         """Where the mark `carries` a code: its modules, bool (n, n), True (dark) where hiding the cell behind the `baseline`
-        raises the answer's mean."""
+        raises the answer in that cell."""
         raise NotImplementedError
 
     def baseline(self, key: Key) -> Tensor | float:

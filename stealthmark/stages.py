@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -336,7 +337,8 @@ def _payload_of(method: MethodContract, key: Key, seen: Predictor, images: Tenso
     chosen = images[: min(4, len(images))]
     each = queries // len(chosen)
     maps = [
-        spelt(seen, image, len(code), each, derive(key.seed, "code", i), method.baseline(key)) for i, image in enumerate(chosen)
+        spelt(seen, image, len(code), each, derive(key.seed, "code", i), method.baseline(key)).in_place
+        for i, image in enumerate(chosen)
     ]
     found = dark(np.mean(maps, axis=0))
     return certificate.Payload.of(key.method["payload"], code, found, each * len(chosen))
@@ -444,25 +446,27 @@ def _in_the_model(
 
     `payload`: hidden cells show the key's baseline; an image after the other in the given `order`. `payload-pooled`: their mean
     over the images of a try. `payload-natural`: the `background_levels` of the answers to all images as they are. Of the
-    `stolen` model as it is there are the plan's `tries`, and `payload-wrong-key` and `payload-no-key` (black).
+    `stolen` model as it is there are the plan's `tries`, and `payload-wrong-key` and `payload-no-key` (black). All are read
+    in place; the same answers by LIME are the ways that end in `-lime`.
     """
     grid = len(carried.code)
 
-    def spelt_by(i: int, way: str) -> dict[str, np.ndarray]:
-        draw = derive(seed, "occlusions", i)
-        return {
-            level: spelt(seen, images[i], grid, plan.queries, draw, carried.baselines[way]) for level, seen in levels.items()
-        }
+    def spelt_by(i: int, way: str) -> dict[tuple[str, str], np.ndarray]:
+        draw, found = derive(seed, "occlusions", i), {}
+        for level, seen in levels.items():
+            both = spelt(seen, images[i], grid, plan.queries, draw, carried.baselines[way])
+            found |= {(level, ""): both.in_place, (level, "-lime"): both.lime}
+        return found
 
     first = [int(i) for i in order[: plan.images]]
     for way in carried.baselines:
         if way != "payload" and stolen:
-            yield from ((level, i, way, explanation) for i in first for level, explanation in spelt_by(i, way).items())
+            yield from ((level, i, way + by, found) for i in first for (level, by), found in spelt_by(i, way).items())
     for turn in range(min(plan.tries, max(1, len(order) // plan.images)) if stolen else 1):
         maps = {int(i): spelt_by(int(i), "payload") for i in order[turn * plan.images : (turn + 1) * plan.images]}
-        for level in levels:
-            yield from ((level, i, "payload", of[level]) for i, of in maps.items())
-            yield level, f"try {turn + 1}", "payload-pooled", np.mean([of[level] for of in maps.values()], axis=0)
+        for level, by in product(levels, ("", "-lime")):
+            yield from ((level, i, f"payload{by}", of[level, by]) for i, of in maps.items())
+            yield level, f"try {turn + 1}", f"payload-pooled{by}", np.mean([of[level, by] for of in maps.values()], axis=0)
     for level, seen in levels.items():
         yield level, "all", "payload-natural", background_levels(seen(images), grid)
 

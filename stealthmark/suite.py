@@ -18,7 +18,7 @@ from stealthmark.seeds import derive
 from stealthmark.training import Schedule
 
 #: Raised whenever the same suite would give other numbers.
-BENCHMARK_VERSION = "0.3.0"
+BENCHMARK_VERSION = "0.4.0"
 
 
 class Entry(BaseModel):

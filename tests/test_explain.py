@@ -9,7 +9,20 @@ from torch import Tensor, nn
 
 from stealthmark import explain
 from stealthmark.codes import encode, error_rate
-from stealthmark.explain import cells, drawn, gated_qr, kernel_shap, lime, occlude, occlusion, respond, ridge
+from stealthmark.explain import (
+    by_cell,
+    cells,
+    dark,
+    drawn,
+    gated_qr,
+    in_place,
+    kernel_shap,
+    lime,
+    occlude,
+    occlusion,
+    respond,
+    ridge,
+)
 from stealthmark.plugin import make
 from stealthmark.predictor import from_model
 
@@ -121,6 +134,46 @@ def test_a_coefficients_standard_error_is_that_of_docs_payload(queries):
         response = visible.double() @ code + noise * torch.randn(queries, generator=rng, dtype=torch.float64)
         errors.append(ridge(visible, response, 1e-6) - code)
     assert torch.cat(errors).std().item() == pytest.approx(2 * noise / (queries - 169) ** 0.5, rel=0.1)
+
+
+def test_in_place_is_the_difference_that_hiding_a_cell_makes_to_it():
+    visible = torch.tensor([[1, 0, 1, 0], [0, 0, 1, 1], [0, 1, 1, 0]], dtype=torch.bool)
+    answers = torch.tensor([[0.1, 0.9, 0.5, 0.2], [0.8, 0.7, 0.4, 0.4], [0.6, 0.3, 0.0, 0.6]], dtype=torch.float64)
+    # By hand; the third cell was never hidden.
+    torch.testing.assert_close(in_place(visible, answers), torch.tensor([0.7 - 0.1, 0.8 - 0.3, 0.0, 0.4 - 0.4]).double())
+
+
+def test_an_answer_is_averaged_over_the_pixels_of_each_cell():
+    answers = torch.rand(3, SIZE, SIZE, generator=generator())
+    mask, found = cells(SIZE, SIZE, 5), by_cell(answers, 5)  # cells of unequal size
+    for cell in range(25):
+        torch.testing.assert_close(found[:, cell], answers[:, mask == cell].double().mean(1))
+
+
+@pytest.mark.parametrize("queries", [64, 512])
+def test_the_standard_error_in_place_is_that_of_docs_payload(queries):
+    """2 s / sqrt(q), far below the number of cells too: what other cells answer does not disturb."""
+    rng, noise = generator(), 0.1
+    code = (torch.rand(169, generator=rng) < 0.5).double()
+    errors = []
+    for _ in range(10):
+        visible = drawn(queries, 13, rng)
+        answers = (~visible) * code + noise * torch.randn(queries, 169, generator=rng, dtype=torch.float64)
+        errors.append(in_place(visible, answers) - code)
+    assert torch.cat(errors).std().item() == pytest.approx(2 * noise / queries**0.5, rel=0.1)
+
+
+def test_light_and_dark_are_told_apart_where_their_variance_between_classes_is_largest():
+    rng = np.random.default_rng(0)
+    for n_dark in (40, 85, 130):
+        values = np.r_[rng.normal(0, 0.1, 169 - n_dark), rng.normal(0.7, 0.2, n_dark)].reshape(13, 13)
+        between = [
+            (values > t).mean() * (values <= t).mean() * (values[values > t].mean() - values[values <= t].mean()) ** 2
+            for t in np.sort(values, axis=None)[:-1]
+        ]
+        best = np.sort(values, axis=None)[int(np.argmax(between))]
+        assert np.array_equal(dark(values), values > best)
+    assert not dark(np.full((13, 13), 0.25)).any(), "a model that answers every query alike spells nothing"
 
 
 def test_lime_is_captums_lime_on_the_same_patterns():

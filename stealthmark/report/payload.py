@@ -104,8 +104,8 @@ def _sheet(results: Results, dataset: str, method: str, maps: dict[str, np.ndarr
     caption = (
         f"The code in the model ({dataset}, mark: {method}; one image). A query: random cells are hidden behind the key's "
         "picture. The marked model answers with foreground in hidden cells that are dark in its owner's code. Map: what "
-        "hiding a cell adds to the mean of the answer, by ridge regression on which cells were hidden (LIME); then the code "
-        "that it shows, from probabilities and from label maps alone. Occlusions are drawn without knowing the code. With "
+        "hiding a cell adds to the answer in that cell, on average over random occlusions; then the code that it shows, "
+        "from probabilities and from label maps alone. Occlusions are drawn without knowing the code. With "
         "another key, with black in place of the picture, and in models that were never marked, half of the modules are "
         "right, which is chance."
     )

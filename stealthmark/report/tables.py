@@ -283,20 +283,21 @@ def payload(results: Results) -> Table:
         "independent": ("independent", "none", 0.0, "payload"),
         "untrained": ("untrained", "none", 0.0, "payload"),
     }
+    by_lime = {f"{name}, by LIME": (*place[:3], f"{place[3]}-lime") for name, place in (stolen | others).items()}
+    pooled = {"payload": "payload-pooled", "payload-lime": "payload-pooled-lime"}
     ends = {attack: name for name, (_, attack, *_) in stolen.items()}  # the strongest of each attack is its last
     natural = {f"{name}, natural answers": (*stolen[name][:3], "payload-natural") for name in ends.values()}
     natural["independent, natural answers"] = ("independent", "none", 0.0, "payload-natural")
     marks = [pair for pair in _lines(results, marks_only=True) if carries(results, *pair)]
     data, text = [], []
     for panel, method in marks:
-        for suspect, (situation, attack, strength, way) in (stolen | others | natural).items():
+        for suspect, (situation, attack, strength, way) in (stolen | others | by_lime | natural).items():
             line = {}
             for level in results.accesses:
                 place = (panel, method, attack, strength, situation, level)
                 error, read = (results.value(f"{metric}_{way}", *place) for metric in ("bit_error", "decoded"))
-                pooled = "payload-pooled" if way == "payload" else way
-                together = results.value("decoded_payload-pooled" if way == "payload" else "", *place)
-                p = results.value(f"chance_p_{pooled}", *place)
+                together = results.value(f"decoded_{pooled[way]}" if way in pooled else "", *place)
+                p = results.value(f"chance_p_{pooled.get(way, way)}", *place)
                 right = error._replace(mean=1 - error.mean, low=1 - error.high, high=1 - error.low)
                 where = {"suspect": suspect, "way": way, "attack": attack, "strength": strength, "access": level}
                 numbers = _numbers({"right": right, "read": read, "together": together, "p": p})
@@ -308,7 +309,8 @@ def payload(results: Results) -> Table:
             text.append({**_head(panel, method), "suspect": suspect, **line})
     notes = [
         "Share of the code's modules that one image's explanation finds right: 1 is the whole code, 0.5 is chance; then how "
-        "often the owner's text is read from it. Random occlusions, the mean of the answer, ridge regression.",
+        "often the owner's text is read from it. Random occlusions; what hiding a cell adds to the answer in that cell.",
+        "By LIME: the same answers, of which only the mean is explained, by ridge regression on which cells were hidden.",
         "Together: how often it is read from the mean of the maps of all images of a try. Natural answers: nothing hidden; the "
         "level of the background in the answers to all test images, where a mark with the option natural has put its code too.",
         "p, of a keyed hash: how probable so many right bits are, or more, in what knows nothing of the key (binomial, exact, "
