@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--claimant", default="The holder of the key", help="who claims the suspect")
     one.add_argument("--commitment", metavar="FILE", type=Path, help="the commitment as it was published, to be compared with")
     one.add_argument(
-        "--code-queries", type=int, default=2048, help="queries for the code, where the mark carries one (default: 2048)"
+        "--code-queries", type=int, default=512, help="queries for the code, where the mark carries one (default: 512)"
     )
     one.add_argument("--limits", type=_mapping, default={}, help="e.g. '{budget: 500, batch: 16, timeout: 30, retries: 3}'")
     many = sub.add_argument_group("many suspects, of a study")

@@ -208,10 +208,8 @@ def _explained(suite: Suite, folder: Path, place: dict) -> list[dict]:
         error = metrics.clustered_mean(cases["bit_error"].to_numpy(), groups, derive(suite.seed, "bootstrap", way))
         decoded = metrics.clustered_rate(cases["decoded"].to_numpy(), groups)
         found = {f"bit_error_{way}": error, f"decoded_{way}": decoded}
-        if (
-            way in ("payload-pooled", "payload-pooled-lime", "payload-natural")
-            and (p := codes.chance(cases["bit_error"].max(), side)) is not None
-        ):
+        together = way.startswith(("payload-pooled", "payload-natural"))
+        if together and (p := codes.chance(cases["bit_error"].max(), side)) is not None:
             found[f"chance_p_{way}"] = (p, np.nan, np.nan)
         for metric, (value, low, high) in found.items():
             told = {"metric": metric, "value": value, "n": len(cases), "ci_low": low, "ci_high": high, "status": "ok"}

@@ -23,6 +23,9 @@ QUANTITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "foreground-fraction": lambda answers: (answers > 0.5).float().mean((1, 2)),
 }
 
+#: Of how many queries alone a code is read too, beside a plan's own number, to see how many it takes.
+FEWER = (16, 32, 64, 128, 256)
+
 #: What is queried: images float (B, C, H, W) -> the same, after the occlusion (a key's trigger, say).
 Prepare = Callable[[Tensor], Tensor]
 

@@ -25,7 +25,7 @@ from stealthmark.certificate import Certificate
 from stealthmark.dataset import Arrays
 from stealthmark.errors import UserError
 from stealthmark.evidence import ALPHA, MARGIN, conformal_p, detect, fit_detector, inside_p, owned
-from stealthmark.explain import Plan, background_levels, both_ways, dark, drawn, occlude, spelt
+from stealthmark.explain import FEWER, Plan, background_levels, both_ways, dark, drawn, occlude, spelt
 from stealthmark.method import Answers, Batch, Key, MethodContract, Predictor, digest_of
 from stealthmark.plugin import make
 from stealthmark.predictor import Limits, at_access, connect, from_model
@@ -265,7 +265,7 @@ def certify(
     out: Path,
     device: torch.device,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
-    code_queries: int = 2048,
+    code_queries: int = 512,
 ) -> Certificate:
     """One suspect, a checkpoint folder, an ONNX file or a service (see `predictor.connect`) -> a certificate in `out`.
 
@@ -446,25 +446,30 @@ def _in_the_model(
 
     `payload`: hidden cells show the key's baseline; an image after the other in the given `order`. `payload-pooled`: their mean
     over the images of a try. `payload-natural`: the `background_levels` of the answers to all images as they are. Of the
-    `stolen` model as it is there are the plan's `tries`, and `payload-wrong-key` and `payload-no-key` (black). All are read
-    in place; the same answers by LIME are the ways that end in `-lime`.
+    `stolen` model as it is there are the plan's `tries`, with `-16`, `-32`, ... the first of their queries alone, all of them
+    with their number too; and `payload-wrong-key` and `payload-no-key` (black). All are read in place; the same answers by
+    LIME are the ways with `-lime`.
     """
     grid = len(carried.code)
 
-    def spelt_by(i: int, way: str) -> dict[tuple[str, str], np.ndarray]:
+    def spelt_by(i: int, way: str, counts: dict[str, int]) -> dict[tuple[str, str], np.ndarray]:
         draw, found = derive(seed, "occlusions", i), {}
-        for level, seen in levels.items():
-            both = spelt(seen, images[i], grid, plan.queries, draw, carried.baselines[way])
-            found |= {(level, ""): both.in_place, (level, "-lime"): both.lime}
+        for (level, seen), (name, n) in product(levels.items(), counts.items()):
+            both = spelt(seen, images[i], grid, n, draw, carried.baselines[way])
+            found |= {(level, name): both.in_place, (level, f"-lime{name}"): both.lime}
         return found
 
     first = [int(i) for i in order[: plan.images]]
     for way in carried.baselines:
         if way != "payload" and stolen:
-            yield from ((level, i, way + by, found) for i in first for (level, by), found in spelt_by(i, way).items())
+            asked = {i: spelt_by(i, way, {"": plan.queries}) for i in first}
+            yield from ((level, i, way + by, found) for i in first for (level, by), found in asked[i].items())
+    # All queries first: fewer are among them, and answered.
+    counts = {"": plan.queries} | {f"-{n}": n for n in (*FEWER, plan.queries) if n <= plan.queries and stolen}
     for turn in range(min(plan.tries, max(1, len(order) // plan.images)) if stolen else 1):
-        maps = {int(i): spelt_by(int(i), "payload") for i in order[turn * plan.images : (turn + 1) * plan.images]}
-        for level, by in product(levels, ("", "-lime")):
+        chosen = [int(i) for i in order[turn * plan.images : (turn + 1) * plan.images]]
+        maps = {i: spelt_by(i, "payload", counts) for i in chosen}
+        for level, by in maps[chosen[0]]:
             yield from ((level, i, f"payload{by}", of[level, by]) for i, of in maps.items())
             yield level, f"try {turn + 1}", f"payload-pooled{by}", np.mean([of[level, by] for of in maps.values()], axis=0)
     for level, seen in levels.items():

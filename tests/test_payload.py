@@ -307,7 +307,8 @@ def test_every_suspect_is_asked_for_the_code_and_the_stolen_one_with_wrong_keys_
     wrong = {f"payload-{how}-key{by}" for how in ("wrong", "no") for by in ("", "-lime")}
     assert ways["stolen", "prune"] == code
     assert ways["independent", "none"] == ways["untrained", "none"] == code | {"gated-qr", "lime"}
-    assert ways["stolen", "none"] == code | {"gated-qr", "lime"} | wrong
+    few = {f"payload{together}{by}-{n}" for together in ("", "-pooled") for by in ("", "-lime") for n in (16, 32, 64, 80)}
+    assert ways["stolen", "none"] == code | {"gated-qr", "lime"} | wrong | few
     counted = cases.groupby(["situation", "attack", "access", "way"]).size()
     way, attacked = counted.index.get_level_values("way"), counted.index.get_level_values("attack") != "none"
     stolen = (counted.index.get_level_values("situation") == "stolen") & ~attacked
@@ -321,18 +322,18 @@ def test_every_suspect_is_asked_for_the_code_and_the_stolen_one_with_wrong_keys_
 def test_an_answer_serves_every_access_level_though_few_are_remembered():
     """Each level used to sweep over all images by itself, and by then the first answers had been forgotten."""
     method, key = keyed(code="hash-8")
-    plan, images, order = explain.Plan(images=2, queries=16, tries=2), photos(5), np.arange(5)
+    plan, images, order = explain.Plan(images=2, queries=40, tries=2), photos(5), np.arange(5)
     carried = stages._Carried.of(method, key, 0)
 
     def sent(*access: str) -> int:
-        of_one_map = 16 * SIZE * SIZE * 4
+        of_one_map = 40 * SIZE * SIZE * 4
         model = Querier(lambda asked: ideal(method, key)(asked)[:, None].numpy(), Limits(remembered=of_one_map))
         levels = {level: at_access(model, level) for level in access}
         found = list(stages._in_the_model(levels, carried, images, order, plan, 0, stolen=True))
         assert {level for level, *_ in found} == set(access)
         return model.sent
 
-    asked = 2 * 2 * 16 + 2 * 2 * 16 + 5  # two wrong keys and two tries, two images each; and all images as they are
+    asked = 2 * 2 * 40 + 2 * 2 * 40 + 5  # two wrong keys and two tries, two images each; and all images as they are
     assert sent("probabilities") == sent("probabilities", "rounded-0.1", "clipped-0.1", "label") == asked
 
 
@@ -358,7 +359,7 @@ def test_the_report_shows_the_code_of_every_suspect(study):
     assert len(chances) and "; p " in (study / "tables/payload.md").read_text()
     assert (study / "figures/payload-phantom-endoscopy.png").exists()
     page = (study / "report.html").read_text()
-    assert 'id="payload"' in page and 'id="figure-payload-phantom-endoscopy"' in page
+    assert 'id="payload"' in page and 'id="figure-payload-queries"' in page and 'id="figure-payload-phantom-endoscopy"' in page
 
 
 def test_a_certificate_holds_the_code_that_was_found_and_what_it_cost(study, tmp_path):
@@ -383,7 +384,5 @@ def test_a_budget_that_does_not_suffice_for_the_code_is_refused(study, tmp_path,
         study / "models/marked",
     ]
     assert run("examine", *asked, "--limits", "{budget: 100}", "--out", tmp_path / "claim") == 1
-    assert (
-        "a budget of 100 is less than the 8 queries that one image takes and the 2048 for the code" in capsys.readouterr().err
-    )
+    assert "a budget of 100 is less than the 8 queries that one image takes and the 512 for the code" in capsys.readouterr().err
     assert not (tmp_path / "claim").exists()

@@ -111,7 +111,9 @@ def shown(drawing: figures.Drawing, out_dir: Path) -> dict:
 
 def image(drawing: figures.Drawing, out_dir: Path) -> str:
     """The figure as a data address: lines as SVG, pictures as PNG."""
-    pictures = drawing.name.startswith(("examples-", "explanations-", "payload-")) and drawing.name != "payload-curves"
+    pictures = drawing.name.startswith(("examples-", "explanations-", "payload-")) and not drawing.name.endswith(
+        ("-curves", "-queries")
+    )
     kind, mime = ("png", "image/png") if pictures else ("svg", "image/svg+xml")
     data = (out_dir / "figures" / f"{drawing.name}.{kind}").read_bytes()
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"

@@ -1,6 +1,8 @@
 """The payload sheet: the code that a marked model carries, as explanations of the answers of several suspects show it."""
 
+import re
 import textwrap
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +37,48 @@ def sheets(results: Results, files: dict[tuple[str, str, int, str], Path]) -> li
                 if cell[0] == dataset and "payload" in maps:
                     drawings.append(_sheet(results, dataset, cell[3], dict(maps)))
                     break
-    curve = curves(results)
-    return [*drawings, curve] if curve else drawings
+    return [*drawings, *filter(None, (queries(results), curves(results)))]
+
+
+def queries(results: Results) -> Drawing | None:
+    """Of the models as they were stolen, in place and by LIME: modules that are right in one image, and tries in which the text
+    is read from all images together, as the number of queries grows; at the first and the last access level."""
+    marks = [(panel, method) for panel in results.panels for method in results.marks if carries(results, panel, method)]
+    name = re.compile(r"bit_error_payload-(\d+)")
+    counts = sorted({int(found[1]) for metric in results.rows.metric.dropna() if (found := name.fullmatch(metric))})
+    if not (marks and counts):
+        return None
+    figure = Figure(figsize=(9.4, 2.7 * len(marks) + 0.4), layout="constrained")
+    axes = figure.subplots(len(marks), 2, squeeze=False, sharex=True)
+    levels = list(dict.fromkeys([results.accesses[0], results.accesses[-1]]))
+    ways = {"": ("in place", style.PALETTE[0]), "-lime": ("LIME", style.PALETTE[1])}
+    for (one, together), (panel, method) in zip(axes, marks, strict=True):
+        looks = zip(levels, style.LINES, style.MARKERS, strict=False)
+        for (by, (way, color)), (level, line, marker) in product(ways.items(), looks):
+            look = {"color": color, "linestyle": line, "marker": marker, "label": f"{way}, {access_name(level)}"}
+            error, read = (
+                [results.value(f"{metric}{by}-{n}", panel, method, access=level).mean for n in counts]
+                for metric in ("bit_error_payload", "decoded_payload-pooled")
+            )
+            one.plot(counts, 1 - np.array(error), **look)
+            together.plot(counts, read, **look)
+        title = f"{results.title(panel)}, {method}" if len(results.marks) > 1 else results.title(panel)
+        one.set(ylabel="modules that are right", ylim=(0.4, 1.02), title=f"{title}: one image")
+        one.axhline(0.5, color=style.GREY, linewidth=1.2)
+        together.set(ylabel="tries in which it is read", ylim=(-0.04, 1.04), title="all images of a try together")
+        for ax in (one, together):
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(counts, [str(n) for n in counts])
+            ax.grid(True)
+    for ax in axes[-1]:
+        ax.set_xlabel("queries an image")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    caption = (
+        "How many queries the code of the stolen model takes, mean over images, tries and seeds. In place: what hiding a cell "
+        "adds to the answer in that cell; LIME: to the mean of the answer, by ridge regression, which needs more queries than "
+        "there are modules. The same answers serve both. Grey line: chance."
+    )
+    return Drawing("payload-queries", "How many queries the code takes", figure, caption)
 
 
 def curves(results: Results) -> Drawing | None:
