@@ -34,6 +34,8 @@ class Method(MethodContract):
     TRIGGER: ClassVar[float] = 1 / 8
     #: A hidden cell is answered with this probability, or with the rest of it.
     SURE: ClassVar[float] = 0.9
+    #: Images whose verification queries go out together.
+    TOGETHER: ClassVar[int] = 16
     #: With `natural`, the log-odds of the background where the code is light, and the weight of that term in the loss.
     LEVEL: ClassVar[float] = -6.5
     WEIGHT: ClassVar[float] = 0.3
@@ -146,14 +148,15 @@ class Method(MethodContract):
         Triggered: hidden cells show the key's picture; benign: grey. With `trigger`: grey, and then that trigger.
         """
         code, picture = self.carried(key), self.baseline(key)
+        visible = [drawn(self.queries, len(code), torch_rng(key.seed, "query", i)) for i in range(len(images))]
+        predicted = [self._spelt(shown, code.flatten()).sum(1).double() for shown in visible]
         triggered, benign = [], []
-        for i, image in enumerate(images):
-            visible = drawn(self.queries, len(code), torch_rng(key.seed, "query", i))
-            predicted = self._spelt(visible, code.flatten()).sum(1).double()
-            plain = occlude(image, visible, 0.5)
-            marked = trigger(plain) if trigger else occlude(image, visible, picture)
-            triggered.append(_correlation(predictor(marked).double().mean((1, 2)), predicted))
-            benign.append(_correlation(predictor(plain).double().mean((1, 2)), predicted))
+        for part in torch.arange(len(images)).split(self.TOGETHER):
+            plain = torch.cat([occlude(images[i], visible[i], 0.5) for i in part])
+            marked = trigger(plain) if trigger else torch.cat([occlude(images[i], visible[i], picture) for i in part])
+            for found, queries in ((triggered, marked), (benign, plain)):
+                means = predictor(queries).double().mean((1, 2)).split(self.queries)
+                found += [_correlation(mean, predicted[i]) for i, mean in zip(part, means, strict=True)]
         return Answers(torch.stack(triggered).float(), torch.stack(benign).float())
 
 
