@@ -1,11 +1,13 @@
 """QR codes: text -> modules -> text. Modules are bool (n, n), True where dark."""
 
 import hmac
+from functools import cache
 
 import numpy as np
 import segno
 import zxingcpp
 from scipy.stats import binom
+from segno import consts
 
 #: Kinds of code, the number of modules a side, and what holds in it at the error correction used here.
 KINDS = {"micro": ("M2", "L", 13), "qr": (1, "L", 21)}
@@ -19,14 +21,31 @@ def encode(text: str, kind: str = "micro") -> np.ndarray:
         code = segno.make(text, version=version, error=correction, boost_error=False, micro=kind == "micro")
     except segno.DataOverflowError as error:
         raise ValueError(f"{text!r} does not fit into a {kind} code: {error}") from None
+    return _dark(code)
+
+
+def _dark(code: segno.QRCode) -> np.ndarray:
     return np.array([[bool(module) for module in row] for row in code.matrix])
+
+
+@cache
+def patterns(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which modules every code of a kind shares, and those: its function patterns (finders, separators, timing; ISO/IEC 18004,
+    Sec. 6.3), which say where a printed code lies and carry nothing. Two bool (n, n); 74 modules of a Micro QR code M2."""
+    version, correction, _ = KINDS[kind]
+    code = segno.make("0", version=version, error=correction, boost_error=False, micro=kind == "micro")
+    told = (consts.TYPE_DATA_DARK, consts.TYPE_DATA_LIGHT, consts.TYPE_FORMAT_DARK, consts.TYPE_FORMAT_LIGHT)
+    return ~np.isin([list(row) for row in code.matrix_iter(border=0, verbose=True)], told), _dark(code)
 
 
 def decode(modules: np.ndarray, scale: int = 8) -> str | None:
     """The text of a code's modules, with whatever errors they have; None where nothing can be read, as from a hash, which is
-    no QR code."""
-    if len(modules) not in (side for _, _, side in KINDS.values()):
+    no QR code. Modules of function patterns are set to what they are in every code: only the others are asked for the text."""
+    kind = next((kind for kind, (_, _, side) in KINDS.items() if side == len(modules)), None)
+    if kind is None:
         return None
+    shared, drawn = patterns(kind)
+    modules = np.where(shared, drawn, modules)
     image = np.kron(np.where(np.pad(modules, 4), 0, 255).astype(np.uint8), np.ones((scale, scale), np.uint8))
     formats = zxingcpp.BarcodeFormat.MicroQRCode if len(modules) < 21 else zxingcpp.BarcodeFormat.QRCode
     found = zxingcpp.read_barcodes(image, formats=formats)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stealthmark.codes import KINDS, chance, decode, encode, error_rate
+from stealthmark.codes import KINDS, chance, decode, encode, error_rate, patterns
 
 
 @pytest.mark.parametrize("kind, text", [("micro", "OWNER1"), ("micro", "A"), ("qr", "HOSPITAL 7 / 2026"), ("qr", "x")])
@@ -26,6 +26,22 @@ def test_a_wrong_module_is_mended_and_half_of_them_are_not():
     assert decode(damaged) == "OWNER1"
     rng = np.random.default_rng(0)
     assert all(decode(rng.random((13, 13)) < 0.5) is None for _ in range(200))
+
+
+@pytest.mark.parametrize("kind, carrying", [("micro", 80 + 15), ("qr", 26 * 8 + 2 * 15)])
+def test_function_patterns_are_what_all_codes_share_and_are_not_asked_for_the_text(kind, carrying):
+    """M2 has 10 codewords, version 1 has 26, of 8 modules; format information is 15 modules, once and twice (ISO/IEC 18004)."""
+    shared, drawn = patterns(kind)
+    assert (~shared).sum() == carrying
+    for text in ("OWNER1", "A", "12345", "ZZ-9 %"):
+        code = encode(text, kind)
+        assert np.array_equal(code[shared], drawn[shared])
+        assert decode(np.where(shared, ~code, code)) == text
+
+
+def test_noise_between_the_function_patterns_is_no_code():
+    rng = np.random.default_rng(1)
+    assert all(decode(rng.random((side, side)) < 0.5) is None for side in (13, 21) for _ in range(300))
 
 
 def test_error_rate_by_hand():
