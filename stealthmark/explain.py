@@ -246,12 +246,25 @@ def background_levels(answers: Tensor, grid: int) -> np.ndarray:
 
 
 def dark(explanation: np.ndarray) -> np.ndarray:
-    """The modules that a map of `spelt` shows, light and dark told apart as scanners do, by Otsu's threshold (1979): of all
-    splits of the values into two classes the one with the largest variance between them. All light where all are equal."""
+    """The modules that a map of `spelt` shows, light and dark told apart by the threshold of minimum error (Kittler and
+    Illingworth, Pattern Recognition 1986): the split into two normal classes, each with a spread of its own, that fits the
+    values best. What an attack leaves of dark modules is uneven, light ones hardly move. No class has a spread of less than a
+    hundredth of that of all values, or less than an eighth of the modules. All light where all are equal."""
     values = np.sort(explanation, axis=None).astype(float)
-    n, below = np.arange(1, values.size), np.cumsum(values)
-    between = n * n[::-1] * ((below[-1] - below[:-1]) / n[::-1] - below[:-1] / n) ** 2
-    split = int(between.argmax())
+    spread = values.std()
+    if spread == 0:
+        return np.zeros(explanation.shape, dtype=bool)
+    scaled = (values - values.mean()) / spread
+    below, squares, n = np.cumsum(scaled)[:-1], np.cumsum(scaled**2)[:-1], np.arange(1, values.size)
+    light = squares / n - (below / n) ** 2
+    dark = (values.size - squares) / n[::-1] - (
+        below / n[::-1]
+    ) ** 2  # the scaled values have the sum 0 and this sum of squares
+    cost = 0.0
+    for share, variance in ((n / values.size, light), (n[::-1] / values.size, dark)):
+        cost = cost + share * (np.log(np.maximum(variance, 1e-4)) / 2 - np.log(share))
+    least = values.size // 8
+    split = least + int(cost[least : values.size - 1 - least].argmin())
     return explanation > values[split : split + 2].mean()
 
 
