@@ -122,11 +122,11 @@ def _sheet(results: Results, dataset: str, method: str, maps: dict[str, np.ndarr
     rows = {(f"stolen/{attack}/{s:g}", "payload"): step_name(attack, s).replace("no attack", "stolen") for attack, s in steps}
     rows = {row: title for row, title in (rows | OTHERS).items() if f"{row[0]}/{levels[0]}/{row[1]}" in maps}
     titles = ["a query", "its answer", "map", *(f"code ({access_name(level)})" for level in levels)]
-    figure = Figure(figsize=(1.95 * len(titles) + 1.3, 1.95 * len(rows) + 0.5))
+    figure = Figure(figsize=(1.95 * len(titles) + 1.3, 2.1 * len(rows) + 0.5))
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     top, height = 0.45 / figure.get_figheight(), figure.get_figheight()
     figure.subplots_adjust(
-        left=1.3 / figure.get_figwidth(), right=0.995, top=1 - top, bottom=0.3 / height, wspace=0.08, hspace=0.24
+        left=1.3 / figure.get_figwidth(), right=0.995, top=1 - top, bottom=0.5 / height, wspace=0.08, hspace=0.34
     )
     for line, ((place, way), title) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(textwrap.fill(title, 13), fontsize=11, fontweight="bold", rotation=0, ha="right", va="center")
@@ -139,7 +139,7 @@ def _sheet(results: Results, dataset: str, method: str, maps: dict[str, np.ndarr
             style.modules(ax, bits)
             read = codes.decode(bits)
             right = 100 * (1 - codes.error_rate(bits, maps["payload"]))
-            ax.set_xlabel(f"{right:.0f} % right" + (f", reads {read}" if read else ""), fontsize=10, labelpad=4)
+            ax.set_xlabel(f"{right:.0f} % right" + (f"\nreads {read}" if read else ""), fontsize=10, labelpad=4)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=12, pad=7)
     style.bare(axes)
