@@ -84,11 +84,10 @@ def respond(
     visible: Tensor,
     quantity: str,
     prepare: Prepare = as_it_is,
-    baseline: Tensor | float = 0.0,
     batch: int = 256,
 ) -> Tensor:
     """The quantity of the suspect's answer to each occluded copy of `image` (C, H, W): float64 (n,). n queries."""
-    answers = [predictor(prepare(occlude(image, part, baseline))) for part in visible.split(batch)]
+    answers = [predictor(prepare(occlude(image, part))) for part in visible.split(batch)]
     return torch.cat([QUANTITIES[quantity](part) for part in answers]).double()
 
 
@@ -111,13 +110,12 @@ def lime(
     rng: torch.Generator,
     prepare: Prepare = as_it_is,
     alpha: float = 1.0,
-    baseline: Tensor | float = 0.0,
 ) -> Tensor:
     """LIME (Ribeiro et al., KDD 2016) with the settings of StealthMark (Sec. on explanation): random occlusion, unweighted
     ridge regression. float64 (grid, grid), the change of the quantity that a visible cell brings. Batched; captum's Lime
     with the same patterns gives the same map."""
     visible = drawn(queries, grid, rng)
-    return ridge(visible, respond(predictor, image, visible, quantity, prepare, baseline), alpha).view(grid, grid)
+    return ridge(visible, respond(predictor, image, visible, quantity, prepare), alpha).view(grid, grid)
 
 
 def occlusion(
@@ -254,17 +252,15 @@ def dark(explanation: np.ndarray) -> np.ndarray:
     spread = values.std()
     if spread == 0:
         return np.zeros(explanation.shape, dtype=bool)
-    scaled = (values - values.mean()) / spread
-    below, squares, n = np.cumsum(scaled)[:-1], np.cumsum(scaled**2)[:-1], np.arange(1, values.size)
-    light = squares / n - (below / n) ** 2
-    dark = (values.size - squares) / n[::-1] - (
-        below / n[::-1]
-    ) ** 2  # the scaled values have the sum 0 and this sum of squares
-    cost = 0.0
-    for share, variance in ((n / values.size, light), (n[::-1] / values.size, dark)):
-        cost = cost + share * (np.log(np.maximum(variance, 1e-4)) / 2 - np.log(share))
-    least = values.size // 8
-    split = least + int(cost[least : values.size - 1 - least].argmin())
+    scaled = (values - values.mean()) / spread  # their sum is 0, that of their squares n
+    n, lower = values.size, np.arange(1, values.size)
+    sums, squares = np.cumsum(scaled)[:-1], np.cumsum(scaled**2)[:-1]
+    cost = np.zeros(n - 1)
+    for size, total, square in ((lower, sums, squares), (n - lower, -sums, n - squares)):
+        variance = np.maximum(square / size - (total / size) ** 2, 1e-4)
+        cost += size / n * (np.log(variance) / 2 - np.log(size / n))
+    least = n // 8
+    split = least + int(cost[least : n - 1 - least].argmin())
     return explanation > values[split : split + 2].mean()
 
 

@@ -38,6 +38,8 @@ RELIABILITY = "reliability.npz"
 #: Situations of the null pool start so: `null-3` was never marked, `null-badnets` carries another method's mark, and
 #: `null-key-0` this method's mark with another owner's key.
 NULL = "null-"
+#: How many images, at most, a certificate's queries for a code are spread over.
+ASKED_FOR_CODE = 4
 
 
 def prepare(data: dict, size: int, seed: int, out: Path) -> None:
@@ -287,6 +289,8 @@ def certify(
     images = _float(arrays)
     if key.images and key.images != digest_of(images):
         raise UserError(f"the test images in {data} are not those that {key_file} was committed with")
+    if method.carries and code_queries < 2 * ASKED_FOR_CODE:
+        raise UserError(f"the code is asked for with {code_queries} queries; allowed: at least {2 * ASKED_FOR_CODE}")
     for_code = code_queries if method.carries else 0
     most = len(images) if limits.budget is None else (limits.budget - for_code) // method.asks
     if most < 1:
@@ -334,7 +338,7 @@ def certify(
 def _payload_of(method: MethodContract, key: Key, seen: Predictor, images: Tensor, queries: int) -> certificate.Payload:
     """The code that a suspect's answers spell, from `queries` occlusions spread over the first images (four at most)."""
     code = method.carried(key).numpy()
-    chosen = images[: min(4, len(images))]
+    chosen = images[:ASKED_FOR_CODE]
     each = queries // len(chosen)
     maps = [
         spelt(seen, image, len(code), each, derive(key.seed, "code", i), method.baseline(key)).in_place

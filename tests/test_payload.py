@@ -385,4 +385,6 @@ def test_a_budget_that_does_not_suffice_for_the_code_is_refused(study, tmp_path,
     ]
     assert run("examine", *asked, "--limits", "{budget: 100}", "--out", tmp_path / "claim") == 1
     assert "a budget of 100 is less than the 8 queries that one image takes and the 512 for the code" in capsys.readouterr().err
+    assert run("examine", *asked, "--code-queries", 7, "--out", tmp_path / "claim") == 1
+    assert "the code is asked for with 7 queries; allowed: at least 8" in capsys.readouterr().err
     assert not (tmp_path / "claim").exists()

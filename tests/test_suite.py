@@ -62,6 +62,7 @@ def test_suites_share_a_seed_only_to_share_their_clean_models():
                 assert {one.suite, other.suite} < alike
                 trained = [(s.size, s.architectures, s.training) for s in (one, other)]
                 assert trained[0] == trained[1]
+                assert set(one.seeds) <= set(other.seeds) or set(other.seeds) <= set(one.seeds)
                 named = [{d.label: d for d in s.datasets} for s in (one, other)]
                 assert all(named[0][label] == named[1][label] for label in named[0].keys() & named[1].keys())
 

@@ -13,7 +13,7 @@ from stealthmark import codes
 from stealthmark.explain import dark
 from stealthmark.report import style
 from stealthmark.report.figures import Drawing
-from stealthmark.report.results import Results
+from stealthmark.report.results import Panel, Results
 from stealthmark.report.style import access_name
 from stealthmark.report.tables import carries, step_name
 
@@ -43,14 +43,14 @@ def sheets(results: Results, files: dict[tuple[str, str, int, str], Path]) -> li
 def queries(results: Results) -> Drawing | None:
     """Of the models as they were stolen, in place and by LIME: modules that are right in one image, and tries in which the text
     is read from all images together, as the number of queries grows; at the first and the last access level."""
-    marks = [(panel, method) for panel in results.panels for method in results.marks if carries(results, panel, method)]
+    marks = _marks(results)
     name = re.compile(r"bit_error_payload-(\d+)")
     counts = sorted({int(found[1]) for metric in results.rows.metric.dropna() if (found := name.fullmatch(metric))})
     if not (marks and counts):
         return None
     figure = Figure(figsize=(9.4, 2.7 * len(marks) + 0.4), layout="constrained")
     axes = figure.subplots(len(marks), 2, squeeze=False, sharex=True)
-    levels = list(dict.fromkeys([results.accesses[0], results.accesses[-1]]))
+    levels = _ends(results)
     ways = {"": ("in place", style.PALETTE[0]), "-lime": ("LIME", style.PALETTE[1])}
     for (one, together), (panel, method) in zip(axes, marks, strict=True):
         looks = zip(levels, style.LINES, style.MARKERS, strict=False)
@@ -62,8 +62,7 @@ def queries(results: Results) -> Drawing | None:
             )
             one.plot(counts, 1 - np.array(error), **look)
             together.plot(counts, read, **look)
-        title = f"{results.title(panel)}, {method}" if len(results.marks) > 1 else results.title(panel)
-        one.set(ylabel="modules that are right", ylim=(0.4, 1.02), title=f"{title}: one image")
+        one.set(ylabel="modules that are right", ylim=(0.4, 1.02), title=f"{_name(results, panel, method)}: one image")
         one.axhline(0.5, color=style.GREY, linewidth=1.2)
         together.set(ylabel="tries in which it is read", ylim=(-0.04, 1.04), title="all images of a try together")
         for ax in (one, together):
@@ -83,16 +82,16 @@ def queries(results: Results) -> Drawing | None:
 
 def curves(results: Results) -> Drawing | None:
     """Modules that are right, after each attack as it grows stronger, at the first and the last access level."""
-    marks = [(panel, method) for panel in results.panels for method in results.marks if carries(results, panel, method)]
+    marks = _marks(results)
     attacks = [attack for attack in results.attacks if results.strengths[attack]]
     if not (marks and attacks):
         return None
     figure = Figure(figsize=(3.4 * len(attacks) + 2.6, 3.4), layout="constrained")
     axes = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
-    levels = list(dict.fromkeys([results.accesses[0], results.accesses[-1]]))
+    levels = _ends(results)
     handles = []
     for i, (panel, method) in enumerate(marks):
-        name = f"{results.title(panel)}, {method}" if len(results.marks) > 1 else results.title(panel)
+        name = _name(results, panel, method)
         for level, line in zip(levels, style.LINES, strict=False):
             look = {"color": style.PALETTE[i % len(style.PALETTE)], "linestyle": line, "marker": style.MARKERS[i]}
             for ax, attack in zip(axes, attacks, strict=True):
@@ -116,8 +115,21 @@ def curves(results: Results) -> Drawing | None:
     return Drawing("payload-curves", "What attacks leave of the code", figure, caption)
 
 
+def _marks(results: Results) -> list[tuple[Panel, str]]:
+    return [(panel, method) for panel in results.panels for method in results.marks if carries(results, panel, method)]
+
+
+def _name(results: Results, panel: Panel, method: str) -> str:
+    return f"{results.title(panel)}, {method}" if len(results.marks) > 1 else results.title(panel)
+
+
+def _ends(results: Results) -> list[str]:
+    """The first and the last access level, which may be the same."""
+    return list(dict.fromkeys([results.accesses[0], results.accesses[-1]]))
+
+
 def _sheet(results: Results, dataset: str, method: str, maps: dict[str, np.ndarray]) -> Drawing:
-    levels = list(dict.fromkeys([results.accesses[0], results.accesses[-1]]))
+    levels = _ends(results)
     steps = [("none", 0.0), *((a, s) for a in results.attacks for s in results.strengths[a][-1:])]
     rows = {(f"stolen/{attack}/{s:g}", "payload"): step_name(attack, s).replace("no attack", "stolen") for attack, s in steps}
     rows = {row: title for row, title in (rows | OTHERS).items() if f"{row[0]}/{levels[0]}/{row[1]}" in maps}
