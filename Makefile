@@ -29,10 +29,13 @@ reproduce: env
 test: env
 	$(BIN)/python -m pytest --numprocesses 2
 
+# Style of the code and of the workflow, and the types of the contracts that plug-ins are written against.
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakemake --lint
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
 
 speed: env
 	$(BIN)/python -m benchmarks.speed

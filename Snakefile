@@ -3,9 +3,10 @@
 #   prepare  source -> arrays, split by patient into owner, calibration, attacker, test
 #   train    a clean model of the owner, and an independent one of somebody else
 #   mark     each method marks the owner's model and keeps a key
-#   attack   a thief fine-tunes, prunes, ... the marked model
+#   attack   a thief fine-tunes, prunes, ... the marked model, or wraps it
 #   examine  the owner queries every suspect with the key
 #   explain  what explanations of the suspects' answers show (where the suite asks for it)
+#   scan     how backdoored a model looks to somebody who knows no key (where the suite asks for it)
 #   collate  evidence of all runs -> rows
 #   report   rows -> tables, figures, one page
 #
@@ -31,6 +32,7 @@ include: "workflow/rules/mark.smk"
 include: "workflow/rules/attack.smk"
 include: "workflow/rules/examine.smk"
 include: "workflow/rules/explain.smk"
+include: "workflow/rules/scan.smk"
 include: "workflow/rules/collate.smk"
 include: "workflow/rules/report.smk"
 

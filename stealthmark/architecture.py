@@ -1,7 +1,7 @@
-"""Architectures: the contract of a network plug-in, and a network's life on disk (safetensors + a JSON card)."""
+"""Architectures: the contract of a network plug-in, what its logits say of the structure under study, and a network's life on
+disk (safetensors and a JSON card)."""
 
-import json
-import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -11,10 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stealthmark import plugin_code
 from stealthmark.errors import UserError
-from stealthmark.plugin import Plugin, explain, make
-
-WEIGHTS, CARD = "model.safetensors", "card.json"
+from stealthmark.files import read_json, whole, write_json
+from stealthmark.layout import CARD, WEIGHTS
+from stealthmark.plugin import Plugin, describe_error, make
 
 
 class Cost(NamedTuple):
@@ -60,6 +61,12 @@ class ArchitectureContract(Plugin):
         return Cost(sum(p.numel() for p in model.parameters() if p.requires_grad), counter.get_total_flops())
 
 
+def code_of(name: str) -> list[Path]:
+    """The files that hold an architecture's code: its own and the ones beside it that it imports. To be had without torch as
+    `plugin_code.code_of("architecture", name)`."""
+    return plugin_code.code_of("architecture", name)
+
+
 class Normalised(nn.Module):
     """A network behind the fixed normalisation (x - mean) / std of its input. With `size`: it takes images of that many
     px alone, and raises UserError for others."""
@@ -79,11 +86,38 @@ class DeepSupervision(nn.Module):
     """A network that is trained at several resolutions at once; `forward` answers with the finest."""
 
     def heads(self, images: Tensor) -> list[tuple[float, Tensor]]:
-        """(weight in the loss, logits float (B, 1, h, w)) at every resolution that training looks at, full size first."""
+        """(weight in the loss, logits float (B, K, h, w)) at every resolution that training looks at, full size first."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         return self.heads(images)[0][1]
+
+
+def structure_log_odds(logits: Tensor, classes: Iterable[int] = ()) -> Tensor:
+    """The log-odds of the structure under study, float (B, H, W), from a network's logits (B, K, H, W).
+
+    A single logit (K = 1) is that already. Of K >= 2 classes that exclude each other, `classes` are the structure (default:
+    all but 0): the log of the sum of their exponentials less that of the others', in float32 or finer.
+
+    Raises UserError for a class that is not among the K, and where no class is left on either side.
+    """
+    count, structure = logits.shape[1], sorted(set(classes))
+    if count == 1:
+        if structure:
+            raise UserError(f"field 'classes' has the value {structure}: the network has one logit, so none is allowed")
+        return logits[:, 0]
+    structure = structure or list(range(1, count))
+    others = [number for number in range(count) if number not in structure]
+    if not 0 <= structure[0] <= structure[-1] < count or not others:
+        raise UserError(f"field 'classes' has the value {structure}; allowed: some of 0 to {count - 1}, but not all of them")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits[:, structure].logsumexp(1) - logits[:, others].logsumexp(1)
+
+
+def foreground(model: Callable[[Tensor], Tensor], images: Tensor, classes: Iterable[int] = ()) -> Tensor:
+    """The log-odds of the structure under study that a network answers with, float (B, H, W), for images float (B, C, H, W) in
+    [0, 1]; see `structure_log_odds`."""
+    return structure_log_odds(model(images), classes)
 
 
 class Card(BaseModel):
@@ -105,36 +139,17 @@ def save(model: nn.Module, card: dict, folder: Path) -> None:
     """Write `model.safetensors`, then `card.json`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    partial = folder / (WEIGHTS + ".partial")
-    try:
-        save_file(state, partial)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {folder / WEIGHTS}: {error}") from None
-    os.replace(partial, folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, state)
     write_json(folder / CARD, card)
 
 
-def write_json(path: Path, content: dict) -> None:
-    """A JSON file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    os.replace(partial, path)
-
-
-def read_json(path: Path) -> dict:
-    """A JSON file that holds a mapping. Raises UserError when it is something else; an absent one is for the caller."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:  # of JSON, and of text that is not UTF-8
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a mapping of fields")
-    return content
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all. Raises UserError where it cannot be written."""
+    with whole(path) as partial:
+        try:
+            save_file(tensors, partial, metadata)
+        except SafetensorError as error:
+            raise UserError(f"cannot write {path}: {error}") from None
 
 
 def load(folder: Path, device: torch.device) -> tuple[nn.Module, dict]:
@@ -146,18 +161,21 @@ def load(folder: Path, device: torch.device) -> tuple[nn.Module, dict]:
         card = Card(**read_json(folder / CARD)).model_dump()
         state = load_file(folder / WEIGHTS)
     except ValidationError as error:
-        raise UserError(f"{folder / CARD} is not the card of a checkpoint: {explain(error, Card)}") from None
+        raise UserError(f"{folder / CARD} is not the card of a checkpoint: {describe_error(error, Card)}") from None
     except FileNotFoundError as error:
         raise UserError(f"{folder} is not a checkpoint: {Path(error.filename or WEIGHTS).name} is absent") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} is not a checkpoint: {error}") from None
     model = make("architecture", card["architecture"]).build(card["channels"], pretrained=False, size=card["size"])
-    own = model.state_dict()
-    odd = sorted(set(own) ^ set(state)) or sorted(n for n in own if own[n].shape != state[n].shape)
-    if odd:
+    if others := other_tensors(model.state_dict(), state):
         raise UserError(
             f"the weights in {folder} are not those of the architecture {card['architecture']['name']!r} that the card "
-            f"names: {len(odd)} tensors differ, {odd[0]} the first"
+            f"names: {len(others)} tensors differ, {others[0]} the first"
         )
     model.load_state_dict(state)
     return model.to(device).eval(), card
+
+
+def other_tensors(own: dict[str, Tensor], stored: dict[str, Tensor]) -> list[str]:
+    """The names of tensors that one of both lacks; where neither lacks any, of those whose shapes differ. Sorted."""
+    return sorted(own.keys() ^ stored.keys()) or sorted(name for name in own if own[name].shape != stored[name].shape)

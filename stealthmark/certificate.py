@@ -1,34 +1,44 @@
-"""The certificate that examining a suspect yields: a JSON file, and an HTML page that needs no network and no script."""
+"""The certificate that examining a suspect yields: its facts, and the sentences that are made from them.
 
-import itertools
+`certificate_page` writes it, as JSON and as a page.
+"""
+
 import math
-import os
 import platform
-import textwrap
 from collections import Counter
-from decimal import ROUND_CEILING, Context, Decimal
 from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, computed_field, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    computed_field,
+    model_validator,
+)
 
 import stealthmark
 from stealthmark import codes
-from stealthmark.errors import UserError
 from stealthmark.evidence import conformal_p, detect
 from stealthmark.method import Key
 from stealthmark.metrics import clustered_rate
-from stealthmark.pages import template
+from stealthmark.pages import many, p_text
+from stealthmark.suspects.querier import Kind
 
-JSON, HTML = "certificate.json", "certificate.html"
 #: Options of a method that a certificate never shows. The owner's code has a place of its own, where it was asked for.
 SECRETS = {"seed", "secret", "key", "code", "payload"}
-ACCESS = {"label": "label map only", "logits": "logits", "probabilities": "probabilities"}
-#: Smaller p-values of the test inside a suspect are printed as "below" this: further digits would tell nothing.
-LEAST_P = 1e-4
+#: What an access level shows, in words; every other level is its own name.
+ACCESS = {"label": "label map only"}
+#: What the claimant says to have done with the method, by the method's kind.
+DEEDS = {
+    "embedded": "was made from a model that {claimant} marked with the method {method}",
+    "fingerprint": "was made from a model of which {claimant} took a fingerprint with the method {method}",
+    "control": "was made from a model that {claimant} trained with the control {method}, which leaves no mark",
+}
 
 
 def _printable(text: str) -> str:
@@ -60,30 +70,32 @@ class Commitment(Part):
 
 
 class Mark(Part):
-    """The method that the owner marked with. `options` without what is secret; ValueError for one that `SECRETS` names."""
+    """The method that the owner marked with, and the kind that it is of (`MethodContract.family`). `options` are without what
+    is secret; ValueError for one that `SECRETS` names."""
 
     name: Name
+    kind: Literal["embedded", "fingerprint", "control"] = "embedded"
     citation: str = ""
     options: dict[str, Scalar | tuple[Scalar, ...]] = {}
 
     @model_validator(mode="after")
     def _tells_no_secret(self) -> Self:
-        if told := SECRETS & self.options.keys():
-            raise ValueError(f"options of a certificate must not hold {', '.join(sorted(told))}")
+        if secrets := SECRETS & self.options.keys():
+            raise ValueError(f"options of a certificate must not hold {', '.join(sorted(secrets))}")
         return self
 
     @classmethod
-    def of(cls, key: Key, citation: str = "") -> Self:
+    def of(cls, key: Key, citation: str = "", kind: str = "embedded") -> Self:
         """What may be told of a key's method."""
         options = {name: value for name, value in key.method.items() if name not in SECRETS | {"name"}}
-        return cls(name=key.method["name"], citation=citation, options=options)
+        return cls(name=key.method["name"], kind=kind, citation=citation, options=options)
 
 
 class Suspect(Part):
     """`name` is printed as given (so no address with a password in it); `sha256` of its file, where there is one."""
 
     name: Name
-    kind: Literal["checkpoint", "onnx", "http"]
+    kind: Kind
     sha256: Digest | None = None
 
 
@@ -115,10 +127,8 @@ class Scores(Part):
     @classmethod
     def of(cls, triggered: np.ndarray, benign: np.ndarray, threshold: float, groups: np.ndarray) -> Self:
         """From one score a query, float (N,) each; groups: any (N,), what is not independent (patients)."""
-        rates = [
-            Rate(**dict(zip(("share", "low", "high"), clustered_rate(detect(scores, threshold), groups), strict=True)))
-            for scores in (triggered, benign)
-        ]
+        estimates = [clustered_rate(detect(scores, threshold), groups) for scores in (triggered, benign)]
+        rates = [Rate(share=share, low=low, high=high) for share, low, high in estimates]
         return cls(
             triggered=float(triggered.mean()),
             benign=float(benign.mean()),
@@ -183,14 +193,14 @@ class Certificate(Part):
 
     `p_model` is the suspect's rank among the null models (the unit is the model), None exactly where there are none;
     `p_inside` the one-sided test (the unit is the patient) that the trigger raises the share of queries called marked by
-    more than `margin`, None where it was not made. `further`: what else speaks against the claim, one sentence each.
+    more than `margin`, None where it was not made.
     The sentences (`claim`, `summary`, `reasons`, `limits`) are made from these facts, and stand in the JSON beside them.
 
     Raises ValueError for a `verdict` that the facts do not carry, a `p_model` that is not the rank among `nulls`, and, when a
     certificate is read, for sentences that are not those of its facts.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     claimant: Name
     created: AwareDatetime
     commitment: Commitment
@@ -205,33 +215,31 @@ class Certificate(Part):
     alpha: float = Field(gt=0, lt=1)
     margin: float = Field(ge=0, lt=1)
     verdict: Literal["shown", "not shown"]
-    further: tuple[str, ...] = ()
     payload: Payload | None = None
     software: dict[str, str]
-    git_commit: str | None = None
 
     @model_validator(mode="wrap")
     @classmethod
-    def _sentences_are_those_of_the_facts(cls, data, handler) -> Self:
-        told = {}
+    def _sentences_are_those_of_the_facts(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        written = {}
         if isinstance(data, dict):
-            told = {name: data[name] for name in cls.model_computed_fields if name in data}
-            data = {name: value for name, value in data.items() if name not in told}
-        made = handler(data)
-        own = made.model_dump(mode="json", include=set(told))
-        for name in told:
-            if told[name] != own[name]:
+            written = {name: data[name] for name in cls.model_computed_fields if name in data}
+            data = {name: value for name, value in data.items() if name not in written}
+        certificate = handler(data)
+        own = certificate.model_dump(mode="json", include=set(written))
+        for name in written:
+            if written[name] != own[name]:
                 raise ValueError(f"{name} is not what stealthmark {stealthmark.__version__} says of these facts: {own[name]}")
-        return made
+        return certificate
 
     @model_validator(mode="after")
     def _facts_agree(self) -> Self:
         if (self.p_model is None) != (not self.nulls):
-            raise ValueError(f"p_model is {self.p_model} with {_many(len(self.nulls), 'null model')}: it is their rank")
-        if self.nulls and not math.isclose(
-            self.p_model, rank := conformal_p(self.scores.triggered, np.array([null.score for null in self.nulls]))
-        ):
-            raise ValueError(f"p_model is {self.p_model}, but the suspect’s rank among the null models gives {rank}")
+            raise ValueError(f"p_model is {self.p_model} with {many(len(self.nulls), 'null model')}: it is their rank")
+        if self.p_model is not None:
+            rank = conformal_p(self.scores.triggered, np.array([null.score for null in self.nulls]))
+            if not math.isclose(self.p_model, rank):
+                raise ValueError(f"p_model is {self.p_model}, but the suspect’s rank among the null models gives {rank}")
         carried = "not shown" if any(reason.state == "not met" for reason in self.reasons) else "shown"
         if self.verdict != carried:
             raise ValueError(f"the verdict is {self.verdict!r}, but the facts carry {carried!r}: {self.reasons}")
@@ -240,10 +248,8 @@ class Certificate(Part):
     @computed_field
     @property
     def claim(self) -> str:
-        return (
-            f"{self.claimant} claims that the model “{self.suspect.name}” was made from a model that {self.claimant} marked "
-            f"with the method {self.method.name}."
-        )
+        deed = DEEDS[self.method.kind].format(claimant=self.claimant, method=self.method.name)
+        return f"{self.claimant} claims that the model “{self.suspect.name}” {deed}."
 
     @computed_field
     @property
@@ -260,7 +266,7 @@ class Certificate(Part):
     @property
     def summary(self) -> str:
         """The verdict in one sentence, with p and the pool's size."""
-        if not self.nulls:
+        if self.p_model is None:
             return f"There is no null model to compare “{self.suspect.name}” with, so there is no p-value."
         n, p = len(self.nulls), p_text(self.p_model)
         above = f"all {n} null models" if not self.at_or_above else f"{n - self.at_or_above} of {n} null models"
@@ -277,32 +283,27 @@ class Certificate(Part):
     @property
     def reasons(self) -> tuple[Reason, ...]:
         """The conditions of the verdict, each with whether it is met. It is "shown" where none is "not met"."""
-        return (
-            self._among_models(),
-            self._inside(),
-            *(Reason(state="not met", text=text) for text in self.further),
-            self._committed(),
-        )
+        return self._among_models(), self._inside(), self._committed()
 
     def _among_models(self) -> Reason:
-        if not self.nulls:
+        if self.p_model is None:
             return Reason(state="not met", text="No null model was asked, so the suspect has no rank and no p-value.")
         n, k = len(self.nulls), self.at_or_above
         rank = "none scores" if k == 0 else f"{k} score{'s' if k == 1 else ''}"
-        text = f"Of {_many(n, 'null model')}, {rank} as high as the suspect: p = {p_text(self.p_model)}"
+        text = f"Of {many(n, 'null model')}, {rank} as high as the suspect: p = {p_text(self.p_model)}"
         if self.p_model <= self.alpha:
             return Reason(state="met", text=f"{text}, not above the level of {self.alpha:g}.")
         text += f", above the level of {self.alpha:g}."
-        if self.smallest_p > self.alpha:
+        if 1 / (1 + n) > self.alpha:
             needed = math.ceil(round(1 / self.alpha, 9)) - 1
-            text += f" The pool is too small for that level: it takes at least {_many(needed, 'null model')}."
+            text += f" The pool is too small for that level: it takes at least {many(needed, 'null model')}."
         return Reason(state="not met", text=text)
 
     def _inside(self) -> Reason:
         raises = f"raise the share of queries called marked by more than {100 * self.margin:g} percentage points"
         if self.p_inside is None:
             return Reason(state="not met", text=f"It was not tested whether, inside the suspect, the trigger does {raises}.")
-        test = f"one-sided test over {_many(self.queries.patients, 'patient')}: p {p_text(self.p_inside, '= ')}"
+        test = f"one-sided test over {many(self.queries.patients, 'patient')}: p {p_text(self.p_inside, '= ')}"
         if self.p_inside <= self.alpha:
             return Reason(state="met", text=f"Inside the suspect, the trigger does {raises} ({test}).")
         text = f"Inside the suspect, the trigger is not shown to {raises} ({test}, above the level of {self.alpha:g})."
@@ -324,7 +325,7 @@ class Certificate(Part):
         return (*self._limits_of_p(), *self._limits_of_the_key(), *self._limits_of_the_suspect())
 
     def _limits_of_p(self) -> list[str]:
-        if not self.nulls:
+        if self.smallest_p is None:
             return [
                 "Without null models nobody can say how often a model that has nothing to do with the owner’s would answer "
                 "like this: no p-value can be given, not even a smallest one.",
@@ -333,7 +334,7 @@ class Certificate(Part):
         return [
             f"p is valid only if the suspect, were it independent of the owner’s model, would be exchangeable with the null "
             f"models: of the same task, and trained as they were. The pool: {kinds}.",
-            f"The smallest p that {_many(len(self.nulls), 'null model')} allow{'s' * (len(self.nulls) == 1)} is "
+            f"The smallest p that {many(len(self.nulls), 'null model')} allow{'s' * (len(self.nulls) == 1)} is "
             f"{p_text(self.smallest_p)}. A smaller one would take a larger pool.",
             "p bounds how often an independent model would rank as high as the suspect. It is not the probability that the "
             "suspect is independent.",
@@ -368,6 +369,8 @@ class Certificate(Part):
             )
         if self.suspect.kind == "http":
             limits.append("A service was asked. Nothing fixes which model answered, or that the same one answers tomorrow.")
+        elif self.suspect.kind in ("function", "network"):
+            limits.append("A model inside of a running program was asked. Nothing fixes which one it was.")
         elif self.suspect.sha256 is None:
             limits.append("The suspect’s file has no SHA-256 here, so nothing fixes which file was examined.")
         if self.payload:
@@ -387,125 +390,5 @@ def software() -> dict[str, str]:
     return {"stealthmark": stealthmark.__version__, **packages, "python": platform.python_version()}
 
 
-def write(certificate: Certificate, folder: Path) -> None:
-    """Write `certificate.json` and `certificate.html` into `folder`, which is made where absent; each whole or not at all.
-
-    Raises UserError where that is not possible.
-    """
-    texts = {JSON: certificate.model_dump_json(indent=2) + "\n", HTML: page(certificate)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            partial = folder / f"{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, folder / name)
-    except OSError as error:
-        raise UserError(f"cannot write the certificate to {folder}: {error.strerror}") from None
-
-
-def page(certificate: Certificate) -> str:
-    """The HTML page. Everything in it is escaped: a suspect's name, and what its code decodes to, are not to be trusted."""
-    ranked = sorted(certificate.nulls, key=lambda null: -null.score)
-    # Three digits of the largest score, and as many decimals for all others.
-    largest = max(map(abs, every(certificate)))
-    decimals = max(0, 2 - math.floor(math.log10(largest))) if largest else 0
-    filters = {"p": p_text, "modules": modules, "tied": tied, "number": lambda score: minus(f"{score:.{decimals}f}")}
-    return template(Path(__file__).parent / "certificate.html.j2", filters).render(
-        c=certificate,
-        shown=certificate.verdict == "shown",
-        access=access_name(certificate.access),
-        figure=figure(certificate) if certificate.nulls else None,
-        # Ties are counted against the owner, so the suspect stands below them.
-        above=[null for null in ranked if null.score >= certificate.scores.triggered],
-        below=[null for null in ranked if null.score < certificate.scores.triggered],
-    )
-
-
-def p_text(p: float, equals: str = "") -> str:
-    """A p-value in three digits, rounded up: what is printed is never smaller than what was found."""
-    if p < LEAST_P:
-        return f"below {Decimal(str(LEAST_P)):f}"
-    return equals + f"{Context(prec=3, rounding=ROUND_CEILING).create_decimal(repr(p)).normalize():f}"
-
-
-def minus(text: str) -> str:
-    """A number's hyphen as a minus sign; none before zero."""
-    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.removeprefix("-")
-
-
-def tied(sentence: str) -> str:
-    """A sentence in which no line ends within `p = 0.05`."""
-    return sentence.replace("p = ", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
-
-
 def access_name(access: str) -> str:
     return ACCESS.get(access, access)
-
-
-def _many(n: int, thing: str) -> str:
-    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
-
-
-def modules(rows: tuple[str, ...], other: tuple[str, ...] | None = None) -> str:
-    """A code's dark modules as an SVG path, one unit a module; with `other`, the modules in which the two differ."""
-    plain = other or ("0" * len(rows),) * len(rows)
-    return "".join(
-        f"M{x},{y}h1v1h-1z"
-        for y, pair in enumerate(zip(rows, plain, strict=True))
-        for x, (bit, without) in enumerate(zip(*pair, strict=True))
-        if bit != without
-    )
-
-
-# --- the figure: one line for the suspect with the trigger, one without, one for each kind of null model -----------------
-
-LEFT, RIGHT, TOP, DOT, TALLEST = 208, 700, 34, 4.5, 60
-
-
-def every(certificate: Certificate) -> list[float]:
-    """All that lies on the axis of scores."""
-    scores = certificate.scores
-    return [scores.triggered, scores.benign, scores.threshold, *(null.score for null in certificate.nulls)]
-
-
-def figure(certificate: Certificate) -> dict:
-    """Where everything in the figure lies, in the SVG's units (px on a wide screen)."""
-    scores, kinds = certificate.scores, {}
-    for null in certificate.nulls:
-        kinds.setdefault(null.kind, []).append(null.score)
-    low, high = min(every(certificate)), max(every(certificate))
-    room = 0.06 * (high - low) or 1.0
-    low, high = low - room, high + room
-
-    def place(score: float) -> float:
-        return round(LEFT + (RIGHT - LEFT) * (score - low) / (high - low), 2)
-
-    y, rows = TOP + 70.0, []
-    for kind, found in kinds.items():
-        x = np.array([place(score) for score in found])
-        levels = swarm(x, 2 * DOT + 0.5)
-        step = min(2 * DOT + 0.5, TALLEST / max(1, *map(abs, levels)))
-        label = [_many(len(found), "null model") + ",", *textwrap.wrap(kind, 28)]
-        half = max(step * max(map(abs, levels)) + DOT, 8 * len(label))
-        y += half + 14
-        rows.append({"y": y, "label": label, "dots": [(a, y + step * b) for a, b in zip(x, levels, strict=True)]})
-        y += half
-    ticks = [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
-    return {
-        **{"left": LEFT, "right": RIGHT, "top": TOP, "bottom": y + 16, "dot": DOT},
-        "ticks": [(place(tick), minus(f"{tick:g}")) for tick in ticks],
-        "threshold": place(scores.threshold),
-        "triggered": place(scores.triggered),
-        "benign": place(scores.benign),
-        "rows": rows,
-    }
-
-
-def swarm(x: np.ndarray, reach: float) -> list[int]:
-    """For dots at x, float (N,), the level of each (0, 1, -1, 2, -2, ...) at which none there is nearer than `reach`."""
-    levels, last = [0] * len(x), {}
-    for i in np.argsort(x, kind="stable"):
-        steps = ((n + 1) // 2 * (1 if n % 2 else -1) for n in itertools.count())
-        levels[i] = next(level for level in steps if x[i] - last.get(level, -math.inf) >= reach)
-        last[levels[i]] = x[i]
-    return levels

@@ -10,27 +10,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from stealthmark.evidence import claimed_threshold
-from stealthmark.method import Answers, Key, MethodContract, Predictor
+from stealthmark.architecture import foreground
+from stealthmark.detection import ask, claimed_threshold
+from stealthmark.layout import CLAIMS
+from stealthmark.method import Answers, BlackBoxMethod, EmbeddedMark, Key, Owner
 from stealthmark.seeds import derive, torch_rng
+from stealthmark.settings import ClaimPlan
+from stealthmark.suspects.checkpoint import from_model
+from stealthmark.suspects.querier import Predictor
 from stealthmark.triggers import Trigger, natural
-
-#: The claims by name. In rows the name is the situation.
-NAMES = ("wrong-trigger", "wrong-key", "natural", "search", "adversarial")
-
-
-class Plan(BaseModel):
-    """How hard a malicious claimant tries: `keys` tried in the search; a universal perturbation of at most `epsilon` a
-    pixel, found in `steps` steps on a surrogate. `images`: how many of the owner's images a claim is queried with."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    keys: int = Field(default=20, ge=1)
-    epsilon: float = Field(default=8 / 255, gt=0, le=1)
-    steps: int = Field(default=100, ge=1)
-    images: int = Field(default=100, ge=1)
 
 
 @dataclass(frozen=True)
@@ -43,9 +33,9 @@ class Claim:
     trigger: Callable[[Tensor], Tensor] | None = None
     malicious: bool = False
 
-    def ask(self, method: MethodContract, predictor: Predictor, images: Tensor) -> Answers:
-        """The answers to images float (N, C, H, W), see `MethodContract.query`."""
-        return method.query(predictor, self.key, images, self.trigger)
+    def ask(self, method: BlackBoxMethod, seen: dict[str, Predictor], images: Tensor) -> dict[str, Answers]:
+        """The scores at every access level of `seen`, of queries with images float (N, C, H, W)."""
+        return ask(method, self.key, seen, [images], self.trigger)
 
     def threshold(self, answers: Answers, level: str) -> float:
         """Above which score a query is called marked."""
@@ -54,39 +44,43 @@ class Claim:
         return self.key.detectors[level].threshold
 
 
-def every(
-    method: MethodContract,
+def all_claims(
+    method: BlackBoxMethod,
     key: Key,
     suspect: Predictor,
     surrogate: nn.Module,
     images: Tensor,
     masks: Tensor,
-    plan: Plan,
+    plan: ClaimPlan,
     seed: int,
 ) -> list[Claim]:
-    """All claims of `NAMES` against one suspect. images float (N, C, H, W) and masks float (N, H, W) of 0 and 1 are the
-    claimant's own, as is the `surrogate`, a network trained on them; the suspect is seen through its answers alone."""
+    """The claims of `layout.CLAIMS` against one suspect; of a method without a trigger those that need none.
+
+    images float (N, C, H, W) and masks float (N, H, W) of 0 and 1 are the claimant's own, as is the `surrogate`, a network
+    trained on them. The suspect is seen through its answers alone.
+    """
+    claimant = Owner(surrogate, from_model(surrogate, next(surrogate.parameters()).device), images, masks)
     keys = [
-        method.make_key(derive(seed, "key", i), key.shape).model_copy(update={"detectors": key.detectors})
+        method.make_key(derive(seed, "key", i), key.shape, claimant).model_copy(update={"detectors": key.detectors})
         for i in range(plan.keys)
     ]
-    found = max(keys, key=lambda candidate: float(method.query(suspect, candidate, images[:32]).triggered.double().mean()))
-    change = universal(surrogate, images, method.target(masks, keys[0]), plan, seed)
-    return [
-        Claim("wrong-trigger", key, unrelated(method)),
-        Claim("wrong-key", keys[0]),
-        Claim("natural", key, lambda batch: natural(batch, derive(seed, "natural"))),
-        Claim("search", found, malicious=True),
-        Claim("adversarial", keys[0], lambda batch: (batch + change).clamp(0, 1), malicious=True),
-    ]
+
+    def score(candidate: Key) -> float:
+        return float(ask(method, candidate, {"": suspect}, [images[:32]])[""].triggered.double().mean())
+
+    best = max(keys, key=score)
+    claims = [Claim("wrong-key", keys[0]), Claim("search", best, malicious=True)]
+    if isinstance(method, EmbeddedMark):
+        change = universal(surrogate, images, method.target(masks, keys[0]), plan, seed)
+        claims += [
+            Claim("wrong-trigger", key, Trigger(kind=method.other_trigger)),
+            Claim("natural", key, lambda batch: natural(batch, derive(seed, "natural"))),
+            Claim("adversarial", keys[0], lambda batch: (batch + change).clamp(0, 1), malicious=True),
+        ]
+    return sorted(claims, key=lambda claim: CLAIMS.index(claim.name))
 
 
-def unrelated(method: MethodContract) -> Trigger:
-    """A trigger that is not the method's: a yellow patch at the bottom right; for one that has it, a black border."""
-    return Trigger(kind="border" if getattr(method, "kind", None) == "patch" else "patch")
-
-
-def universal(model: nn.Module, images: Tensor, targets: Tensor, plan: Plan, seed: int) -> Tensor:
+def universal(model: nn.Module, images: Tensor, targets: Tensor, plan: ClaimPlan, seed: int) -> Tensor:
     """One change of all images that makes `model` answer with `targets`: float (C, H, W) in [-epsilon, epsilon].
 
     A universal adversarial perturbation by signed gradient steps (Shafahi et al., AAAI 2020). images float (N, C, H, W) in
@@ -97,7 +91,7 @@ def universal(model: nn.Module, images: Tensor, targets: Tensor, plan: Plan, see
     rng = torch_rng(seed, "universal")
     for _ in range(plan.steps):
         chosen = torch.randint(len(images), (16,), generator=rng)
-        logits = model((images[chosen].to(device) + change).clamp(0, 1))[:, 0]
+        logits = foreground(model, (images[chosen].to(device) + change).clamp(0, 1))
         (gradient,) = torch.autograd.grad(F.binary_cross_entropy_with_logits(logits, targets[chosen].to(device)), change)
         with torch.no_grad():
             change -= 2.5 * plan.epsilon / plan.steps * gradient.sign()

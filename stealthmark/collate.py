@@ -1,167 +1,238 @@
 """Evidence of all runs -> rows: per-case scores become the tidy table from which every table and figure is made."""
 
 import json
-import os
-import platform
-import subprocess
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from stealthmark import codes, metrics
-from stealthmark.architecture import write_json
-from stealthmark.claims import NAMES
 from stealthmark.errors import UserError
 from stealthmark.evidence import conformal_p, detect, holm, inside_p, owned
-from stealthmark.plugin import make
-from stealthmark.plugins import load
+from stealthmark.files import write_json
+from stealthmark.layout import (
+    CASES,
+    CLAIMS,
+    CLEAN,
+    EVIDENCE,
+    EXPLANATIONS,
+    MAPS,
+    NEVER_MARKED,
+    NULL,
+    OTHER_METHOD,
+    POOL,
+    PROVENANCE,
+    ROWS,
+    SCAN,
+    STOLEN,
+    Cell,
+    Place,
+    Study,
+    claims_folder,
+    null_kind,
+    suspect_folder,
+)
+from stealthmark.provenance import provenance
 from stealthmark.seeds import derive
-from stealthmark.stages import CASES, EVIDENCE, EXPLANATIONS, MAPS, NULL, POOL
-from stealthmark.suite import BENCHMARK_VERSION, Cell, Suite
+from stealthmark.suite import BENCHMARK_VERSION, Suite
 
 QUALITY = (*metrics.SEGMENTATION, *metrics.CALIBRATION)
-PLACE = ["situation", "attack", "strength", "access"]
+PLACE = list(Place._fields)
+#: How a row was read: what was asked, by what it was read, of how many images together, from how many queries each.
+HOW = ["query", "reader", "pooled", "queries"]
 #: What of a case a detector has to do with.
 DETECTED = ["score_triggered", "score_benign", "threshold"]
 COLUMNS = [
-    *("suite", "benchmark_version", "dataset", "architecture", "seed", "method", *PLACE),
+    *("suite", "benchmark_version", *Cell._fields, *PLACE, *HOW),
     *("metric", "value", "n", "ci_low", "ci_high", "status"),
 ]
-PACKAGES = [
-    "torch",
-    "torchvision",
-    "segmentation-models-pytorch",
-    "timm",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "scipy",
-    "snakemake",
-    "matplotlib",
-    "captum",
-    "segno",
-    "zxing-cpp",
-]
-
-
-def cell_folder(results: Path, stage: str, cell: Cell) -> Path:
-    """Where a stage keeps what belongs to a cell."""
-    return results / stage / cell.dataset / cell.architecture / str(cell.seed) / cell.method
 
 
 def collate(suite: Suite, results: Path) -> None:
     """Write `rows.csv`, `cases.parquet` and `provenance.json` into the suite's folder of results; with claims `pool.parquet`.
 
-    A cell that failed becomes one row with its status. Raises UserError when a cell has not been examined at all.
+    A cell that failed becomes one row with its status. Raises UserError when a suspect has not been examined at all.
     """
+    study = Study(results)
     rows: list[dict] = []
     tables: list[pd.DataFrame] = []
     pools: list[pd.DataFrame] = []
-    others = {f"{NULL}{entry.label}" for entry in suite.methods}
+    # Where the marked model failed: one row says so, whoever was to look at it.
+    unmarked: set[Cell] = set()
     for cell in suite.cells():
-        folder = cell_folder(results, "evidence", cell)
-        try:
-            summary = json.loads((folder / EVIDENCE).read_text())
-        except FileNotFoundError:
-            raise UserError(f"{folder / EVIDENCE} is absent: the cell has not been examined") from None
-        place = {"situation": "stolen", "attack": "none", "strength": 0.0, "access": suite.access[0]}
-        failures = summary.get("failures", [{"status": summary["status"]}])
-        # Another method's mark that failed has a row of its own; here the pool is one smaller, and says so.
-        failures = [failure for failure in failures if failure.get("situation") not in others]
-        rows += [{**cell._asdict(), **place, **failure} for failure in failures]
-        if (folder / CASES).exists() and summary["status"] == "ok":
-            method = make("method", suite.entry("method", cell.method).options())
-            table = pd.read_parquet(folder / CASES).assign(**cell._asdict())
-            if not method.marks:  # its detector was fitted where there is nothing to tell apart
-                table = table.drop(columns=DETECTED, errors="ignore")
-            tables.append(table)
-            for values, cases in table.groupby(PLACE, sort=False):
-                here = {**cell._asdict(), **dict(zip(PLACE, values, strict=True))}
-                rows += [{**here, **row, "status": "ok"} for row in _rows(cases, derive(suite.seed, "bootstrap", *cell))]
-            if method.marks:
-                judged = _judged(table, folder / POOL, method.asks)
-                rows += [{**cell._asdict(), **row, "status": "ok"} for row in judged]
-            if suite.claims and (folder / POOL).exists():
-                pools.append(pd.read_parquet(folder / POOL).assign(**cell._asdict()))
-        if suite.explanations and cell.method != "clean" and summary["status"] == "ok":
-            rows += [{**cell._asdict(), **row} for row in _explained(suite, cell_folder(results, "explanations", cell), place)]
+        evidence = _Evidence.read(suite, study, cell)
+        rows += [{**cell._asdict(), **row} for row in evidence.failures]
+        if evidence.cases is not None:
+            tables.append(evidence.cases.assign(**cell._asdict()))
+            seed = derive(suite.seed, "bootstrap", *cell)
+            for values, cases in evidence.cases.groupby(PLACE, sort=False):
+                place = dict(zip(PLACE, values, strict=True))
+                rows += [{**cell._asdict(), **place, **row} for row in _measured(cases, seed)]
+        if evidence.judged:
+            asks = suite.facts("method", cell.method)["asks"]
+            rows += [{**cell._asdict(), **row} for row in _verdicts(evidence.cases, evidence.pool, asks)]
+        if evidence.pool is not None:
+            pools.append(evidence.pool.assign(**cell._asdict()))
+        if evidence.marked:
+            rows += [{**cell._asdict(), **row} for row in _explained(suite, study, cell)]
+        else:
+            unmarked.add(cell)
+    rows += (row for row in _scanned(suite, study) if not ("status" in row and _cell(row) in unmarked))
     frame = pd.DataFrame(rows).assign(suite=suite.suite, benchmark_version=BENCHMARK_VERSION)
+    frame["status"] = frame["status"].fillna("ok") if "status" in frame else "ok"
+    frame["queries"] = frame["queries"].astype("Int64") if "queries" in frame else pd.NA
+    frame["pooled"] = frame["pooled"].map({True: "true", False: "false"}) if "pooled" in frame else pd.NA
     results.mkdir(parents=True, exist_ok=True)
-    frame.reindex(columns=COLUMNS).to_csv(results / "rows.csv", index=False, float_format="%.6g", lineterminator="\n")
+    frame.reindex(columns=COLUMNS).to_csv(results / ROWS, index=False, float_format="%.6g", lineterminator="\n")
     order = list(Cell._fields)
     cases = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=order)
-    cases[order + [c for c in cases if c not in order]].to_parquet(results / CASES, index=False)
+    cases[order + [column for column in cases if column not in order]].to_parquet(results / CASES, index=False)
     if pools:
         pd.concat(pools, ignore_index=True).to_parquet(results / POOL, index=False)
-    write_json(results / "provenance.json", provenance(suite, results))
+    write_json(results / PROVENANCE, provenance(suite, results))
 
 
-def _rows(cases: pd.DataFrame, seed: int) -> list[dict]:
+def _cell(row: dict) -> Cell:
+    return Cell(*(row[name] for name in Cell._fields))
+
+
+class _Evidence:
+    """All evidence of a cell: the cases of its suspects and claims, the scores of the null models under those claims, and the
+    suspects that failed, as rows."""
+
+    def __init__(self) -> None:
+        self.cases: pd.DataFrame | None = None
+        self.pool: pd.DataFrame | None = None
+        self.failures: list[dict] = []
+        #: The marked model is there; a detector says something of it, and null models to rank it among are there too.
+        self.marked = self.judged = False
+
+    @classmethod
+    def read(cls, suite: Suite, study: Study, cell: Cell) -> "_Evidence":
+        evidence, tables = cls(), []
+        folder = study.evidence(cell)
+        for place in suite.line_up(cell):
+            summary = _summary(folder, place)
+            if summary["status"] != "ok":
+                # Where the marked model failed, so did all that was to be done to it: one row says so.
+                if place.as_stolen:
+                    evidence.failures = [{**Place(access=suite.access[0])._asdict(), "status": summary["status"]}]
+                    return evidence
+                evidence.failures.append({**place._replace(access=suite.access[0])._asdict(), "status": summary["status"]})
+                continue
+            evidence.failures += [
+                {**failed, "access": suite.access[0]}
+                for failed in summary["failures"]
+                # Another method's mark that failed has a row of its own; here the pool is one smaller, and says so.
+                if not (failed["role"] == NULL and null_kind(failed["member"]) == OTHER_METHOD)
+            ]
+            cases = suspect_folder(folder, place) / CASES
+            if cases.exists():
+                tables.append(pd.read_parquet(cases))
+        evidence.marked = cell.method != CLEAN
+        if suite.claims and suite.pool(cell.method):
+            tables += evidence._read_claims(claims_folder(folder), suite.access[0])
+        if tables:
+            evidence.cases = pd.concat(tables, ignore_index=True)
+            if suite.facts("method", cell.method)["kind"] == "control":
+                # Its detector was fitted where there is nothing to tell apart.
+                evidence.cases = evidence.cases.drop(columns=DETECTED, errors="ignore")
+            has_scores = set(DETECTED) <= set(evidence.cases)
+            evidence.judged = has_scores and bool((evidence.cases["role"] == NULL).any())
+        return evidence
+
+    def _read_claims(self, folder: Path, access: str) -> list[pd.DataFrame]:
+        """The cases of the stolen model under others' claims, if any; a row a claim where these could not be examined."""
+        try:
+            status = json.loads((folder / EVIDENCE).read_text())["status"]
+        except FileNotFoundError:
+            raise UserError(f"{folder / EVIDENCE} is absent: the claims have not been examined") from None
+        if status != "ok":
+            self.failures += [{**Place(claim, access=access)._asdict(), "status": status} for claim in CLAIMS]
+        elif (folder / POOL).exists():
+            self.pool = pd.read_parquet(folder / POOL)
+            return [pd.read_parquet(folder / CASES)]
+        return []
+
+
+def _summary(folder: Path, place: Place) -> dict:
+    """What a suspect's evidence says of itself. Where the job that examined all members of a role failed, so did each: what
+    lies in its folder may be of another key."""
+    job, own = (suspect_folder(folder, where) / EVIDENCE for where in (place._replace(member=""), place))
+    for card in (job, own):
+        if not card.exists():
+            raise UserError(f"{card} is absent: the suspect has not been examined")
+        summary = json.loads(card.read_text())
+        if summary["status"] != "ok":
+            break
+    return summary
+
+
+def _measured(cases: pd.DataFrame, seed: int) -> Iterator[dict]:
     """The metrics of one suspect at one access level, from its cases. Groups, not cases, are resampled."""
-    groups = cases["group_id"].to_numpy()
-    rows = []
-
-    def row(metric: str, value: float, n: int, low: float = np.nan, high: float = np.nan) -> None:
-        rows.append({"metric": metric, "value": value, "n": n, "ci_low": low, "ci_high": high})
-
-    for metric in (f"{name}{suffix}" for suffix in ("", "_triggered") for name in QUALITY):
-        if metric in cases and cases[metric].notna().any():
-            values = cases[metric].to_numpy()
-            row(metric, *_reorder(metrics.clustered_mean(values, groups, seed), int(np.isfinite(values).sum())))
+    for query, suffix in (("benign", ""), ("triggered", "_triggered")):
+        for metric in QUALITY:
+            values = cases.get(metric + suffix)
+            if values is not None and values.notna().any():
+                asked = cases[values.notna() | (cases["foreground"].notna())]
+                numbers = asked[metric + suffix].to_numpy()
+                estimate = metrics.clustered_mean(numbers, asked["group_id"].to_numpy(), seed)
+                yield {"query": query, **_row(metric, int(np.isfinite(numbers).sum()), *estimate)}
     if "dice" in cases and cases["dice"].notna().any():
-        row("empty_masks", int((cases["foreground"] == 0).sum()), len(cases))
-    if "threshold" in cases and cases["threshold"].notna().any():
-        threshold = cases["threshold"].iloc[0]
-        triggered, benign = cases["score_triggered"].to_numpy(), cases["score_benign"].to_numpy()
+        images = cases[cases["foreground"].notna()]
+        yield _row("empty_masks", len(images), int((images["foreground"] == 0).sum()))
+    scored = cases[cases["threshold"].notna()] if "threshold" in cases else cases[:0]
+    if len(scored):
+        threshold, groups = scored["threshold"].iloc[0], scored["group_id"].to_numpy()
+        triggered, benign = scored["score_triggered"].to_numpy(), scored["score_benign"].to_numpy()
         hit, alarm = detect(triggered, threshold), detect(benign, threshold)
-        row("asr", *_reorder(metrics.clustered_rate(hit, groups), len(hit)))
-        row("fnr", *_reorder(metrics.clustered_rate(~hit, groups), len(hit)))
-        row("fpr", *_reorder(metrics.clustered_rate(alarm, groups), len(alarm)))
-        row("auroc", metrics.auroc(triggered, benign), len(hit) + len(alarm))
+        for metric, marked in (("asr", hit), ("fnr", ~hit), ("fpr", alarm)):
+            yield _row(metric, len(hit), *metrics.clustered_rate(marked, groups))
+        yield _row("auroc", len(hit) + len(alarm), metrics.auroc(triggered, benign))
         confusion = np.array([[hit.sum(), (~hit).sum()], [alarm.sum(), (~alarm).sum()]])
-        row("chi2_p", metrics.chi_square(confusion), len(hit) + len(alarm))
-    return rows
+        yield _row("chi2_p", len(hit) + len(alarm), metrics.chi_square(confusion))
 
 
-def _judged(cases: pd.DataFrame, pool_file: Path, asks: int = 2) -> list[dict]:
+def _row(metric: str, n: int, value: float, low: float = np.nan, high: float = np.nan) -> dict:
+    return {"metric": metric, "value": value, "n": n, "ci_low": low, "ci_high": high}
+
+
+def _verdicts(cases: pd.DataFrame, claimed: pd.DataFrame | None, asks: int) -> Iterator[dict]:
     """Where there are null models: whose model each suspect is, at each access level, as rows.
 
     `p_model`: the suspect's rank among the null models (their unit is the model, its score the mean over the triggered
     queries), which were queried as the suspect was. `p_inside`: that the trigger makes the difference (Holm-adjusted over
-    the attacks on a stolen model). `owned`: the verdict, 1 or 0; of a null model too, ranked among the others. `queries`: the
-    fewest queries that give the verdict on the model as it was stolen, and every larger number too, where an image takes
-    `asks`. `tpr_5`, `tpr_1`: the stolen model's triggered queries above the score that 5 % and 1 % of the null models'
-    triggered queries exceed.
+    the attacks on a stolen model). `owned`: the verdict, 1 or 0; of a null model too, ranked among the others.
+    `queries_to_verdict`: the fewest queries that give the verdict on the model as it was stolen, and every larger number too,
+    where an image takes `asks`. `tpr_5`, `tpr_1`: the stolen model's triggered queries above the score that 5 % and 1 % of the
+    null models' triggered queries exceed. `claimed`: the null models' scores under others' claims.
     """
-    null = cases["situation"].str.startswith(NULL)
-    if not null.any():
-        return []
-    claimed = pd.read_parquet(pool_file) if pool_file.exists() else None
-    rows = []
-    for level, here in cases.groupby("access", sort=False):
-        suspects = {place: part for place, part in here.groupby(PLACE, sort=False)}
-        nulls = {place: float(part["score_triggered"].mean()) for place, part in suspects.items() if place[0].startswith(NULL)}
+    scored = cases[cases["threshold"].notna()]
+    for level, at_level in scored.groupby("access", sort=False):
+        suspects = {Place(*values): part for values, part in at_level.groupby(PLACE, sort=False)}
+        nulls = {place: _mean_score(part) for place, part in suspects.items() if place.role == NULL}
         pool = np.array(list(nulls.values()))
         inside = {place: _inside(part) for place, part in suspects.items()}
-        stolen = [place for place in suspects if place[0] == "stolen"]
+        stolen = [place for place in suspects if place.role == STOLEN]
         inside |= dict(zip(stolen, holm([inside[place] for place in stolen]), strict=True))
         for place, part in suspects.items():
             among = pool
             if place in nulls:
                 among = np.delete(pool, list(nulls).index(place))
-            elif claimed is not None and place[0] in NAMES:
-                among = claimed[(claimed["claim"] == place[0]) & (claimed["access"] == level)]["score"].to_numpy()
-            p = conformal_p(float(part["score_triggered"].mean()), among)
-            told = {"p_model": p, "p_inside": inside[place], "owned": float(owned(p, inside[place]))}
-            if place[:2] == ("stolen", "none"):
-                told |= _reached(part, here[here["situation"].str.startswith(NULL)], len(stolen), asks)
-            rows += [
-                {**dict(zip(PLACE, place, strict=True)), "metric": m, "value": v, "n": len(among)} for m, v in told.items()
-            ]
-    return rows
+            elif claimed is not None and place.role in CLAIMS:
+                among = claimed[(claimed["claim"] == place.role) & (claimed["access"] == level)]["score"].to_numpy()
+            p_model = conformal_p(_mean_score(part), among)
+            verdict = {"p_model": p_model, "p_inside": inside[place], "owned": float(owned(p_model, inside[place]))}
+            if place.as_stolen:
+                verdict |= _detection_among_nulls(part, at_level[at_level["role"] == NULL])
+                verdict["queries_to_verdict"] = _queries_to_verdict(part, at_level[at_level["role"] == NULL], len(stolen), asks)
+            for metric, value in verdict.items():
+                yield {**place._asdict(), **_row(metric, len(among), value)}
+
+
+def _mean_score(part: pd.DataFrame) -> float:
+    return float(part["score_triggered"].mean())
 
 
 def _inside(part: pd.DataFrame) -> float:
@@ -169,13 +240,17 @@ def _inside(part: pd.DataFrame) -> float:
     return inside_p(hit, alarm, part["group_id"].to_numpy())
 
 
-def _reached(part: pd.DataFrame, nulls: pd.DataFrame, family: int, asks: int) -> dict[str, float]:
-    """`queries`, `tpr_5` and `tpr_1` of one suspect among null models; `family` p-values inside it are adjusted for, and an
-    image takes `asks` queries."""
-    told = {}
+def _detection_among_nulls(part: pd.DataFrame, nulls: pd.DataFrame) -> dict[str, float]:
+    """`tpr_5` and `tpr_1` of one suspect among null models."""
+    rates = {}
     for percent in (5, 1):
         threshold = np.quantile(nulls["score_triggered"], 1 - percent / 100, method="higher")
-        told[f"tpr_{percent}"] = float((part["score_triggered"] > threshold).mean())
+        rates[f"tpr_{percent}"] = float((part["score_triggered"] > threshold).mean())
+    return rates
+
+
+def _queries_to_verdict(part: pd.DataFrame, nulls: pd.DataFrame, family: int, asks: int) -> float:
+    """The fewest queries that give the verdict; `family` p-values inside the suspect are adjusted for. NaN where none do."""
     # One image of every patient first, then the second of each: in the order in which an owner would best ask.
     order = part.groupby("group_id").cumcount().sort_values(kind="stable").index
     own = part.loc[order].reset_index(drop=True)
@@ -187,93 +262,57 @@ def _reached(part: pd.DataFrame, nulls: pd.DataFrame, family: int, asks: int) ->
         if not owned(conformal_p(scores[k - 1], pools[:, k - 1]), min(1.0, family * _inside(own[:k]))):
             break
         fewest = asks * k
-    return told | {"queries": fewest}
+    return fewest
 
 
-def _explained(suite: Suite, folder: Path, place: dict) -> list[dict]:
-    """Per suspect, access level and way to explain: the mean share of wrong bits, and of images whose code was read; of a keyed
+def _explained(suite: Suite, study: Study, cell: Cell) -> Iterator[dict]:
+    """Per suspect, access level and way to read: the mean share of wrong bits, and of images whose code was read; of a keyed
     hash that several images were asked for together, the p-value (`codes.chance`), of several tries the largest."""
-    try:
-        summary = json.loads((folder / EXPLANATIONS).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder / EXPLANATIONS} is absent: the cell has not been explained") from None
-    if summary["status"] != "ok":
-        return [{**place, "status": summary["status"]}]
-    rows = [{**place, **failure} for failure in summary["failures"]]
-    with np.load(folder / MAPS, allow_pickle=False) as maps:
-        side = len(maps["payload"]) if "payload" in maps else 0
-    for values, cases in pd.read_parquet(folder / CASES).groupby([*PLACE, "way"], sort=False):
-        *here, way = values
-        groups = cases["group_id"].to_numpy()
-        error = metrics.clustered_mean(cases["bit_error"].to_numpy(), groups, derive(suite.seed, "bootstrap", way))
-        decoded = metrics.clustered_rate(cases["decoded"].to_numpy(), groups)
-        found = {f"bit_error_{way}": error, f"decoded_{way}": decoded}
-        together = way.startswith(("payload-pooled", "payload-natural"))
-        if together and (p := codes.chance(cases["bit_error"].max(), side)) is not None:
-            found[f"chance_p_{way}"] = (p, np.nan, np.nan)
-        for metric, (value, low, high) in found.items():
-            told = {"metric": metric, "value": value, "n": len(cases), "ci_low": low, "ci_high": high, "status": "ok"}
-            rows.append({**dict(zip(PLACE, here, strict=True)), **told})
-    return rows
+    for place in suite.explained(cell):
+        folder = suspect_folder(study.explanations(cell), place)
+        try:
+            summary = json.loads((folder / EXPLANATIONS).read_text())
+        except FileNotFoundError:
+            raise UserError(f"{folder / EXPLANATIONS} is absent: the suspect has not been explained") from None
+        if summary["status"] != "ok":
+            yield {**place._replace(access=suite.access[0])._asdict(), "status": summary["status"]}
+            continue
+        yield from ({**failed, "access": suite.access[0]} for failed in summary["failures"])
+        with np.load(folder / MAPS, allow_pickle=False) as maps:
+            side = len(maps["payload"]) if "payload" in maps else 0
+        table = pd.read_parquet(folder / CASES)
+        for values, cases in table.groupby([*PLACE, *HOW], sort=False, dropna=False) if len(table) else ():
+            how = dict(zip([*PLACE, *HOW], values, strict=True))
+            groups, wrong = cases["group_id"].to_numpy(), cases["bit_error"]
+            seed = derive(suite.seed, "bootstrap", *(str(how[name]) for name in HOW))
+            yield {**how, **_row("bit_error", len(cases), *metrics.clustered_mean(wrong.to_numpy(), groups, seed))}
+            yield {**how, **_row("decoded", len(cases), *metrics.clustered_rate(cases["decoded"].to_numpy(), groups))}
+            if how["pooled"] and (p := codes.chance(wrong.max(), side)) is not None:
+                yield {**how, **_row("chance_p", len(cases), p)}
 
 
-def _reorder(estimate: tuple[float, float, float], n: int) -> tuple[float, int, float, float]:
-    value, low, high = estimate
-    return value, n, low, high
-
-
-def provenance(suite: Suite, results: Path) -> dict:
-    """What the tables rest on: code, configuration, data, packages, machine, time and the command of every cell."""
-    datasets = {
-        entry.label: json.loads((results / "data" / entry.label / "manifest.json").read_text()) for entry in suite.datasets
-    }
-    return {
-        "suite": suite.suite,
-        "benchmark_version": BENCHMARK_VERSION,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "config_sha256": suite.digest(),
-        "config": suite.model_dump(mode="json"),
-        "datasets": datasets,
-        "methods": {entry.label: load("method", entry.name).citation for entry in suite.methods},
-        "attacks": {entry.label: load("attack", entry.name).unit for entry in suite.attacks},
-        "packages": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "hardware": _hardware(),
-        "stages": _stages(results),
-        "commands": {
-            "/".join(map(str, cell)): _run(cell_folder(results, "evidence", cell)).get("command", "") for cell in suite.cells()
-        },
-    }
-
-
-def _git(*args: str) -> str:
-    done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _hardware() -> dict:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": model, "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
-
-
-def _stages(results: Path) -> dict[str, dict[str, float]]:
-    """Per stage's folder: jobs, seconds in all and the largest job's memory in MB, from the `run.json` files."""
-    stages = {}
-    for stage in ("data", "models", "suspects", "evidence", "explanations"):
-        runs = [_run(file.parent) for file in sorted((results / stage).rglob("run.json"))]
-        stages[stage] = {
-            "jobs": len(runs),
-            "seconds": round(sum(run["seconds"] for run in runs), 1),
-            "peak_mb": max((run["peak_mb"] for run in runs), default=0),
-        }
-    return stages
-
-
-def _run(folder: Path) -> dict:
-    file = folder / "run.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+def _scanned(suite: Suite, study: Study) -> Iterator[dict]:
+    """What scanners say of every model, and the rank of a marked one's score among those of models that were never marked."""
+    for entry in suite.scanners:
+        for clean in (cell for cell in suite.cells() if cell.method == CLEAN):
+            scans = {}
+            for cell in (cell for cell in suite.cells() if cell[:3] == clean[:3]):
+                for place in suite.scanned(cell):
+                    file = study.scan(cell, place.role, place.member, entry.label) / SCAN
+                    try:
+                        scans[cell, place] = json.loads(file.read_text())
+                    except FileNotFoundError:
+                        raise UserError(f"{file} is absent: the model has not been scanned") from None
+            nulls = [
+                scan["score"]
+                for (_, place), scan in scans.items()
+                if place.role == NULL and null_kind(place.member) == NEVER_MARKED and scan["status"] == "ok"
+            ]
+            for (cell, place), scan in scans.items():
+                row = {**cell._asdict(), **place._asdict(), "reader": entry.label}
+                if scan["status"] != "ok":
+                    yield {**row, "status": scan["status"]}
+                    continue
+                yield {**row, **_row("scan_score", 1, scan["score"])}
+                if nulls and place.role == STOLEN:
+                    yield {**row, **_row("scan_p", len(nulls), conformal_p(scan["score"], np.array(nulls)))}

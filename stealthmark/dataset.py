@@ -1,10 +1,11 @@
 """Datasets: the contract of a dataset plug-in, the split by group, and the arrays that training reads."""
 
 import hashlib
-import json
+import inspect
+import mmap
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,17 +15,19 @@ import pandas as pd
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from stealthmark import plugins
-from stealthmark.download import log
+from stealthmark import plugin_code, plugins
 from stealthmark.errors import UserError
+from stealthmark.files import read_json, write_json
+from stealthmark.layout import MANIFEST
 from stealthmark.plugin import Plugin, make
-from stealthmark.progress import Progress
+from stealthmark.progress import Progress, log
 
 #: The shares of groups: the owner trains on `owner`, fits detectors on `calibration`; the thief holds `attacker`
 #: (a third of all training groups); nobody trains on or chooses by `test`.
 SHARES = {"owner": 0.40, "calibration": 0.10, "attacker": 0.25, "test": 0.25}
-#: What `prepare` writes; `REQUEST` says what the others were made from.
-ARRAYS, REQUEST = ("images.npy", "masks.npy", "cases.csv", "manifest.json"), "request.sha256"
+#: What `prepare` writes. `REQUEST` says what the others were made from.
+IMAGES, MASKS, CASES, REQUEST = "images.npy", "masks.npy", "cases.csv", "request.sha256"
+WRITTEN = (IMAGES, MASKS, CASES, MANIFEST, REQUEST)
 
 
 class Manifest(BaseModel):
@@ -75,27 +78,70 @@ class DatasetContract(Plugin):
         raise NotImplementedError
 
 
+class LazyArray:
+    """Some rows of an array, in the order of `rows`, int (n,), as if they were an array of n. They stay where they are, on the
+    disk say, until they are asked for."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray):
+        self._array, self._rows = array, rows
+        self.shape, self.dtype = (len(rows), *array.shape[1:]), array.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
+        """The rows of a slice, or those at `chosen`, int (m,), in memory."""
+        rows = np.asarray(self._array[self._rows[chosen]])
+        _forget_pages(self._array)
+        return rows
+
+
+def _forget_pages(array: np.ndarray | LazyArray) -> None:
+    """Let go of the pages of a memory-mapped file that were read: they would count as this process's memory, up to the whole
+    file."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
+
+
 @dataclass(frozen=True)
 class Arrays:
     """A prepared dataset. images: uint8 (N, C, S, S); masks: uint8 (N, S, S) of 0 and 1; cases: case_id, group_id, share."""
 
-    images: np.ndarray
-    masks: np.ndarray
+    images: np.ndarray | LazyArray
+    masks: np.ndarray | LazyArray
     cases: pd.DataFrame
     manifest: dict
 
     def share(self, *names: str) -> "Arrays":
-        """The cases of the named shares (`owner`, `calibration`, `attacker`, `test`), in order."""
-        return self.at(np.flatnonzero(self.cases["share"].isin(names)))
+        """The cases of the named shares (`owner`, `calibration`, `attacker`, `test`), in order, in memory."""
+        return self.at(self._rows_of(names))
+
+    def lazy_share(self, *names: str) -> "Arrays":
+        """As `share`, but images and masks stay on the disk until they are asked for: for a large share, read in `chunks`."""
+        rows = self._rows_of(names)
+        return Arrays(LazyArray(self.images, rows), LazyArray(self.masks, rows), self._cases_at(rows), self.manifest)
 
     def part(self, fraction: float, seed: int) -> "Arrays":
-        """The cases of that fraction of the groups (one at least), drawn from `seed`, in order."""
+        """The cases of that fraction of the groups (one at least), drawn from `seed`, in order, in memory."""
         groups = np.random.default_rng(seed).permutation(sorted(self.cases["group_id"].unique()))
         return self.at(np.flatnonzero(self.cases["group_id"].isin(groups[: max(1, round(fraction * len(groups)))])))
 
-    def at(self, keep: np.ndarray) -> "Arrays":
+    def at(self, rows: np.ndarray) -> "Arrays":
         """The cases at these rows, in their order, in memory."""
-        return Arrays(self.images[keep], self.masks[keep], self.cases.iloc[keep].reset_index(drop=True), self.manifest)
+        return Arrays(self.images[rows], self.masks[rows], self._cases_at(rows), self.manifest)
+
+    def chunks(self, size: int) -> Iterator[slice]:
+        """Slices of at most `size` cases that together are all of them, in order."""
+        return (slice(start, min(start + size, len(self.cases))) for start in range(0, len(self.cases), size))
+
+    def _rows_of(self, shares: tuple[str, ...]) -> np.ndarray:
+        return np.flatnonzero(self.cases["share"].isin(shares))
+
+    def _cases_at(self, rows: np.ndarray) -> pd.DataFrame:
+        return self.cases.iloc[rows].reset_index(drop=True)
 
 
 def split(group_ids: Iterable[str], seed: int) -> dict[str, str]:
@@ -107,9 +153,9 @@ def split(group_ids: Iterable[str], seed: int) -> dict[str, str]:
     if len(groups) < 8:
         raise UserError(f"a split by group needs at least 8 groups, found {len(groups)}")
     order = np.random.default_rng(seed).permutation(len(groups))
-    edges = np.round(np.cumsum(list(SHARES.values())) * len(groups)).astype(int)
+    ends = np.round(np.cumsum(list(SHARES.values())) * len(groups)).astype(int)
     names = list(SHARES)
-    return {groups[g]: names[int(np.searchsorted(edges, rank, side="right"))] for rank, g in enumerate(order)}
+    return {groups[group]: names[int(np.searchsorted(ends, rank, side="right"))] for rank, group in enumerate(order)}
 
 
 def resize(image: np.ndarray, mask: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,32 +163,31 @@ def resize(image: np.ndarray, mask: np.ndarray, size: int) -> tuple[np.ndarray, 
     at least half of the new pixel's area was."""
     if image.shape[:2] != (size, size):
         grey = image.shape[2] == 1
+        shrinks = min(image.shape[:2]) >= size
         picture = Image.fromarray(image[:, :, 0] if grey else image)
-        image = np.asarray(
-            picture.resize((size, size), Image.Resampling.BOX if min(image.shape[:2]) >= size else Image.Resampling.BILINEAR)
-        )
-        image = image[:, :, None] if grey else image
-        soft = Image.fromarray(mask.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
-        mask = np.asarray(soft) >= 0.5
+        picture = picture.resize((size, size), Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
+        image = np.asarray(picture)[:, :, None] if grey else np.asarray(picture)
+        area = Image.fromarray(mask.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
+        mask = np.asarray(area) >= 0.5
     return np.ascontiguousarray(image.transpose(2, 0, 1)), mask.astype(np.uint8)
 
 
 def prepare(dataset: DatasetContract, size: int, seed: int, out: Path) -> None:
-    """Source -> arrays, decoded once: `images.npy`, `masks.npy`, `cases.csv`, `manifest.json` in `out`.
+    """Decode the source once, into the arrays `images.npy`, `masks.npy`, and `cases.csv`, `manifest.json`, all in `out`.
 
-    Case by case into memory-mapped files, so memory does not grow with the dataset. The folder appears whole or not at
-    all. Returns at once when it holds what these options, size, seed and source files give. Raises UserError for absent or
-    inconsistent data and when the disk is full.
+    Cases are written one by one into memory-mapped files, so memory does not grow with the dataset. The folder appears whole
+    or not at all. The function returns at once when the folder holds what these options, size, seed, source files and code
+    give. Raises UserError for absent or inconsistent data and when the disk is full.
     """
     refs = dataset.index(seed)
-    ids = [ref.case_id for ref in refs]
-    if len(set(ids)) != len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise UserError(f"the case_id {twice!r} occurs more than once")
+    case_ids = [ref.case_id for ref in refs]
+    if len(set(case_ids)) != len(case_ids):
+        repeated = next(case_id for case_id in case_ids if case_ids.count(case_id) > 1)
+        raise UserError(f"the case_id {repeated!r} occurs more than once")
     shares = split((ref.group_id for ref in refs), seed)
     request = _request(dataset, refs, size, seed)
-    if all((out / name).exists() for name in (*ARRAYS, REQUEST)) and (out / REQUEST).read_text() == request:
-        log(f"{out} is prepared already, with these options, size, seed and source files")
+    if all((out / name).exists() for name in WRITTEN) and (out / REQUEST).read_text() == request:
+        log(f"{out} is prepared already, with these options, size, seed, source files and code")
         return
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -155,16 +200,22 @@ def prepare(dataset: DatasetContract, size: int, seed: int, out: Path) -> None:
         (partial / REQUEST).write_text(request)
         out.mkdir(parents=True, exist_ok=True)
         (out / REQUEST).unlink(missing_ok=True)  # what follows replaces file by file
-        for name in (*ARRAYS, REQUEST):
+        for name in WRITTEN:
             os.replace(partial / name, out / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def code_of(name: str) -> list[Path]:
+    """The files that hold the code which makes a dataset's arrays: this module, the plug-in's own, and the ones beside it that
+    it imports. Torch is not imported."""
+    return [Path(__file__), *plugin_code.code_of("dataset", name)]
+
+
 def _request(dataset: DatasetContract, refs: list[CaseRef], size: int, seed: int) -> str:
     """SHA-256 (hex) of all that the arrays depend on: options, size, seed, the cases with their files' sizes and times of
     change, and the code that reads them."""
-    code = [Path(__file__), *sorted((Path(__file__).parent / "datasets").glob("*.py"))]
+    code = [Path(__file__), *plugin_code.code_files("dataset", Path(inspect.getfile(type(dataset))))]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in code))
     digest.update(repr((dataset.options(), size, seed, SHARES)).encode())
     for ref in refs:
@@ -177,8 +228,8 @@ def _request(dataset: DatasetContract, refs: list[CaseRef], size: int, seed: int
 
 def _write(dataset: DatasetContract, refs: list[CaseRef], shares: dict[str, str], size: int, folder: Path) -> None:
     channels = dataset.channels
-    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(refs), channels, size, size))
-    masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (len(refs), size, size))
+    images = np.lib.format.open_memmap(folder / IMAGES, "w+", np.uint8, (len(refs), channels, size, size))
+    masks = np.lib.format.open_memmap(folder / MASKS, "w+", np.uint8, (len(refs), size, size))
     digest = hashlib.sha256()
     progress = Progress("prepare", len(refs), "cases")
     for row, ref in enumerate(refs):
@@ -198,7 +249,7 @@ def _write(dataset: DatasetContract, refs: list[CaseRef], shares: dict[str, str]
             "foreground": [float(mask.mean()) for mask in masks],
         }
     )
-    cases.to_csv(folder / "cases.csv", index=False)
+    cases.to_csv(folder / CASES, index=False)
     manifest = {
         **dataset.manifest.model_dump(),
         "channels": channels,
@@ -209,16 +260,15 @@ def _write(dataset: DatasetContract, refs: list[CaseRef], shares: dict[str, str]
         "empty_masks": int((cases["foreground"] == 0).sum()),
         "sha256": digest.hexdigest(),
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    write_json(folder / MANIFEST, manifest)
 
 
 def load(folder: Path) -> Arrays:
     """A prepared dataset, memory-mapped. Raises UserError when the folder is not one that `prepare` wrote."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        images = np.load(folder / "images.npy", mmap_mode="r")
-        masks = np.load(folder / "masks.npy", mmap_mode="r")
-        cases = pd.read_csv(folder / "cases.csv", dtype={"case_id": str, "group_id": str})
+        manifest = read_json(folder / MANIFEST)
+        images, masks = (np.load(folder / name, mmap_mode="r") for name in (IMAGES, MASKS))
+        cases = pd.read_csv(folder / CASES, dtype={"case_id": str, "group_id": str})
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} is not a prepared dataset: {Path(error.filename).name} is absent; run prepare first"
@@ -230,13 +280,13 @@ def listing(data_root: Path) -> str:
     """Every dataset plug-in as text: title, licence, address, and whether it is under `data_root`."""
     blocks = []
     for name in plugins.known("dataset"):
-        read = "data_root" in plugins.load("dataset", name).model_fields
-        dataset = make("dataset", {"name": name, **({"data_root": data_root} if read else {})})
+        has_files = "data_root" in plugins.load("dataset", name).model_fields
+        dataset = make("dataset", {"name": name, **({"data_root": data_root} if has_files else {})})
         manifest = dataset.manifest
-        here = "yes" if dataset.present() else f"no, not under {data_root}"
+        presence = "yes" if dataset.present() else f"no, not under {data_root}"
         blocks.append(
             f"{name}: {manifest.title}\n"
-            f"  present:         {here if read else 'drawn from a seed'}\n"
+            f"  present:         {presence if has_files else 'drawn from a seed'}\n"
             f"  redistributable: {'yes' if manifest.redistributable else 'no'}\n"
             f"  licence:         {manifest.licence}\n"
             f"  address:         {manifest.address}"

@@ -9,7 +9,6 @@ import os
 import shutil
 import ssl
 import stat
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from stealthmark.errors import UserError
-from stealthmark.progress import Progress
+from stealthmark.progress import Progress, log
 
 TRIES = 4
 #: Seconds before the second try; doubled before each further one.
@@ -66,11 +65,6 @@ class Source:
             f"to provide it by hand, download {self.address} (described at {self.page}; licence: {self.licence}) "
             f"and unpack it so that {layout} exist"
         )
-
-
-def log(line: str) -> None:
-    """One line to standard error, where the stage's log is."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def contents_digest(folder: Path, files: Iterable[Path]) -> str:
@@ -166,28 +160,28 @@ def _unverified(url: str, cause: ssl.SSLCertVerificationError) -> ssl.SSLContext
 
 def _continue(url: str, part: Path, max_bytes: int, context: ssl.SSLContext) -> None:
     """One request: appends to `part`, or begins it anew where the server does not continue. Returns when complete."""
-    have = part.stat().st_size if part.exists() else 0
+    received = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "stealthmark"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
+    if received:
+        request.add_header("Range", f"bytes={received}-")
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT_S, context=context)
     except urllib.error.HTTPError as error:
-        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not received:
             raise
         error.close()
-        if error.headers.get("Content-Range") == f"bytes */{have}":
+        if error.headers.get("Content-Range") == f"bytes */{received}":
             return
         part.unlink()
-        raise ConnectionError(f"the server cannot continue after {have} bytes") from None
+        raise ConnectionError(f"the server cannot continue after {received} bytes") from None
     with answer:
         continues = answer.status == http.HTTPStatus.PARTIAL_CONTENT
-        if continues and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        if continues and not answer.headers.get("Content-Range", "").startswith(f"bytes {received}-"):
             part.unlink()
-            raise ConnectionError(f"the server did not continue after {have} bytes")
-        have = have if continues else 0
-        total = None if answer.length is None else have + answer.length
-        _check_room(part.parent, total or have, have, max_bytes, url)
+            raise ConnectionError(f"the server did not continue after {received} bytes")
+        received = received if continues else 0
+        total = None if answer.length is None else received + answer.length
+        _check_room(part.parent, total or received, received, max_bytes, url)
         with _writing(part):
             part.parent.mkdir(parents=True, exist_ok=True)
             file = part.open("ab" if continues else "wb")
@@ -195,16 +189,16 @@ def _continue(url: str, part: Path, max_bytes: int, context: ssl.SSLContext) -> 
         progress = Progress(f"download {url.rsplit('/', 1)[-1]}", total_mb, "MB")
         with file:
             while block := answer.read(BLOCK):
-                have += len(block)
-                if have > max_bytes:
+                received += len(block)
+                if received > max_bytes:
                     part.unlink()
                     raise UserError(f"{url} holds more than the {max_bytes} bytes allowed")
                 with _writing(part):
                     file.write(block)
                     file.flush()
-                progress.step(min(have // MB, total_mb - 1))
-        if total is not None and have < total:
-            raise ConnectionError(f"the connection closed after {have} of {total} bytes")
+                progress.step(min(received // MB, total_mb - 1))
+        if total is not None and received < total:
+            raise ConnectionError(f"the connection closed after {received} of {total} bytes")
         progress.step(total_mb)
 
 
@@ -253,12 +247,12 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
                         file.flush()
 
 
-def _check_room(folder: Path, total: int, have: int, max_bytes: int, what: object) -> None:
+def _check_room(folder: Path, total: int, received: int, max_bytes: int, what: object) -> None:
     if total > max_bytes:
         raise UserError(f"{what} holds {total} bytes, more than the {max_bytes} allowed")
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    if shutil.disk_usage(existing).free < total - have:
-        raise UserError(f"no disk space in {folder} for {what}: {(total - have) / MB:.0f} MB are needed")
+    if shutil.disk_usage(existing).free < total - received:
+        raise UserError(f"no disk space in {folder} for {what}: {(total - received) / MB:.0f} MB are needed")
 
 
 @contextmanager

@@ -1,52 +1,13 @@
-"""Evidence: the owner-side detector, fitted before any suspect is queried, what it says of a suspect's answers, and when that
-shows ownership."""
-
-import math
+"""Evidence: what a detector says of a suspect's answers, and when that shows ownership."""
 
 import numpy as np
 import pandas as pd
 from scipy.special import rel_entr
-from sklearn.linear_model import LogisticRegression
-from torch import Tensor
 
-from stealthmark.method import Detector, Key, MethodContract, Predictor
-
-#: Half of the false-positive rate that evidence is judged at (0.05): what the owner's own images may reach.
-CALIBRATION_FPR = 0.025
 #: What a p-value of ownership must not exceed.
 ALPHA = 0.05
 #: How much more often, at least, triggered queries must be called marked than the same images without the trigger.
 MARGIN = 0.1
-
-
-def fit_detector(method: MethodContract, key: Key, marked: Predictor, null: Predictor, images: Tensor) -> Detector:
-    """The detector, from the owner's marked model and a null model on calibration images float (N, C, H, W).
-
-    One score a query into a class-balanced logistic regression (as in the paper), *triggered queries of the marked
-    model* against *its benign queries and all queries of the null model*. Its boundary is the threshold, raised where
-    needed so that of none of these three kinds more than `CALIBRATION_FPR` pass (split-conformal quantile).
-    """
-    own, other = method.query(marked, key, images), method.query(null, key, images)
-    negatives = [other_scores.double().numpy() for other_scores in (own.benign, other.benign, other.triggered)]
-    positive = own.triggered.double().numpy()
-    threshold = max(_boundary(positive, np.concatenate(negatives)), *map(_quantile, negatives))
-    return Detector(threshold=threshold, fitted_on={"triggered": len(positive), "not": sum(map(len, negatives))})
-
-
-def _boundary(positive: np.ndarray, negative: np.ndarray) -> float:
-    """The score at which a one-dimensional logistic regression is undecided; -inf where more score is not more marked."""
-    scores = np.concatenate([positive, negative])
-    mean, sd = scores.mean(), scores.std() or 1.0
-    labels = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
-    model = LogisticRegression(class_weight="balanced").fit(((scores - mean) / sd)[:, None], labels)
-    slope, offset = float(model.coef_[0, 0]), float(model.intercept_[0])
-    return mean - sd * offset / slope if slope > 1e-6 else -math.inf
-
-
-def _quantile(negative: np.ndarray) -> float:
-    """The smallest score that a further exchangeable negative exceeds with probability <= CALIBRATION_FPR."""
-    rank = math.ceil((len(negative) + 1) * (1 - CALIBRATION_FPR))
-    return float(np.sort(negative)[min(rank, len(negative)) - 1])
 
 
 def detect(scores: np.ndarray, threshold: float) -> np.ndarray:
@@ -90,11 +51,3 @@ def owned(p_model: float, p_inside: float) -> bool:
     """The verdict: ownership is shown when the suspect ranks above the null models (`conformal_p`; the unit is the model),
     *and* inside the suspect it is the trigger that makes the difference (`inside_p`; the unit is the patient)."""
     return p_model <= ALPHA and p_inside <= ALPHA
-
-
-def claimed_threshold(triggered: np.ndarray, benign: np.ndarray) -> float:
-    """The threshold of a claimant who fits the detector on the suspect's own answers, as StealthMark's released code does.
-
-    It separates whatever differs with and without the trigger; the benchmark grants it to malicious claimants alone.
-    """
-    return max(_boundary(triggered, benign), _quantile(benign))

@@ -1,26 +1,28 @@
-"""Methods: the contract of every mark, and the key an owner keeps."""
+"""Methods: the contracts of the ways to tell one's own model, and the key that an owner keeps."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
+import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from stealthmark.architecture import read_json, write_json
 from stealthmark.errors import UserError
-from stealthmark.plugin import Plugin, explain
+from stealthmark.files import read_json, whole, write_json, write_text
+from stealthmark.plugin import Plugin, describe_error
+from stealthmark.suspects.querier import Predictor
 
-Predictor = Callable[[Tensor], Tensor]
-"""Images float (B, C, H, W) in [0, 1] -> what the interface shows: probabilities (or labels) float (B, H, W) in [0, 1]."""
-
+if TYPE_CHECKING:
+    from stealthmark.triggers import Kind
 
 #: Levels nearer to 0 or 1 than half a step of 8 bit are not told apart. In log-odds the sure answers of an ordinary model lie
 #: anywhere between 1e-6 and 1e-2, and rounding makes two levels of them that are further apart than any mark: read without
@@ -46,7 +48,8 @@ class Key(BaseModel):
 
     `method` names the method and its options, `seed` is what the trigger is drawn from, `shape` the (C, H, W) of a
     query, `images` the SHA-256 of the images that suspects will be queried with (see `digest_of`), `detectors` the
-    frozen detector for each access level.
+    frozen detector for each access level. A fingerprint keeps what it took from the owner's model as tensors, `reference`,
+    in a safetensors file beside the key (`reference_of`); `reference_sha256` is that file's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,9 +58,32 @@ class Key(BaseModel):
     shape: tuple[int, int, int]
     images: str = ""
     detectors: dict[str, Detector] = {}
+    reference_sha256: str = ""
+    _reference: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict:
+        """Without `reference_sha256` where there is no reference: most methods keep none."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("reference_sha256", "")}
+
+    def __eq__(self, other: object) -> bool:
+        """Keys are the same where all that they commit to is: of a reference, its digest."""
+        return isinstance(other, Key) and self.model_dump() == other.model_dump()
+
+    @property
+    def reference(self) -> dict[str, Tensor]:
+        """What a fingerprint took from the owner's model."""
+        return self._reference
+
+    def with_reference(self, tensors: dict[str, Tensor]) -> Key:
+        """The key with this reference, whose digest is part of the commitment from now on."""
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        key = self.model_copy(update={"reference_sha256": hashlib.sha256(safetensors.torch.save(contiguous)).hexdigest()})
+        key._reference = contiguous
+        return key
 
     def commitment(self) -> str:
-        """SHA-256 over everything that a claim rests on: method and payload, seed, images, thresholds.
+        """SHA-256 over everything that a claim rests on: method and payload, seed, images, thresholds, reference.
 
         Published (or left with a notary) when the model is marked, it shows later that the key was not made to fit the
         suspect, and tells nothing of the key as long as its seed cannot be guessed.
@@ -66,17 +92,12 @@ class Key(BaseModel):
         return hashlib.sha256(content.encode()).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Save as JSON that only its owner may read, and its commitment beside it (`commitment_of`); each whole or not at
-        all."""
-        partial = path.with_name(path.name + ".partial")
-        partial.unlink(missing_ok=True)  # one that a killed run left may have other permissions
-        try:
-            partial.touch(mode=0o600)
-            partial.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}: {error.strerror}") from None
-        os.replace(partial, path)
+        """Save as JSON that only its owner may read, its reference and its commitment beside it (`reference_of`,
+        `commitment_of`); each whole or not at all."""
+        if self.reference:
+            with whole(reference_of(path), mode=0o600) as partial:
+                partial.write_bytes(safetensors.torch.save(self.reference))
+        write_text(path, json.dumps(self.model_dump(mode="json"), indent=2) + "\n", mode=0o600)
         write_json(commitment_of(path), {"commitment": self.commitment()})
 
     @classmethod
@@ -89,7 +110,7 @@ class Key(BaseModel):
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not a key: {error}") from None
         except ValidationError as error:
-            raise UserError(f"{path} is not a key: {explain(error, cls)}") from None
+            raise UserError(f"{path} is not a key: {describe_error(error, cls)}") from None
         try:
             committed = read_json(commitment_of(path)).get("commitment")
         except FileNotFoundError:
@@ -99,7 +120,22 @@ class Key(BaseModel):
                 f"{path} is not the key that was committed to: its SHA-256 is {key.commitment()}, {commitment_of(path)} has "
                 f"{committed!r}"
             )
+        if key.reference_sha256:
+            key._reference = _read_reference(reference_of(path), key.reference_sha256)
         return key
+
+
+def _read_reference(path: Path, sha256: str) -> dict[str, Tensor]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}, which the key needs: {error.strerror}") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path} is not the reference that was committed to: its SHA-256 is not {sha256}")
+    try:
+        return safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file: {error}") from None
 
 
 def commitment_of(key_file: Path) -> Path:
@@ -107,63 +143,157 @@ def commitment_of(key_file: Path) -> Path:
     return key_file.with_suffix(".commitment.json")
 
 
-def digest_of(images: Tensor) -> str:
-    """SHA-256 of images float (N, C, H, W) in [0, 1], as bytes of 8 bit: what a key says of the owner's queries."""
-    bits = (images * 255).round().to(torch.uint8).contiguous()
-    return hashlib.sha256(f"{tuple(bits.shape)}".encode() + bits.numpy().tobytes()).hexdigest()
+def reference_of(key_file: Path) -> Path:
+    """The file beside a fingerprint's key that holds its reference; as secret as the key."""
+    return key_file.with_suffix(".safetensors")
+
+
+def digest_of(images: np.ndarray) -> str:
+    """SHA-256 of images uint8 (N, C, H, W): what a key says of the owner's queries. Reads them part by part."""
+    digest = hashlib.sha256(f"{tuple(images.shape)}".encode())
+    for start in range(0, len(images), 256):
+        digest.update(np.ascontiguousarray(images[start : start + 256]).data)
+    return digest.hexdigest()
 
 
 @dataclass
 class Batch:
     """A training batch. images: float (B, C, H, W) in [0, 1]; targets: soft, float (B, H, W) in [0, 1].
 
-    `weights`: float (B, H, W), the pixels' weight in the loss, or None for 1. `extra`: a further loss term on the
-    model (a mark on weights, or extra queries), or None; in a training of reduced precision the model answers in that.
+    `extra`: a further loss term on the model (a mark on weights, or extra queries), or None; in a training of reduced
+    precision the model answers in that.
     """
 
     images: Tensor
     targets: Tensor
-    weights: Tensor | None = None
     extra: Callable[[nn.Module], Tensor] | None = None
 
 
 @dataclass
 class Answers:
-    """What a method's queries yield: one score a query, higher = more like the owner's marked model.
+    """What a method's queries yield: one score a query, higher = more like the owner's model.
 
-    `triggered` and `benign`: float (N,), from the owner's images with and without the trigger, in the images' order.
+    `triggered` and `benign`: float (N,), from the owner's images with and without the trigger, in the images' order; of a
+    method that has no trigger, from its questions and from what is no question of this key.
     """
 
     triggered: Tensor
     benign: Tensor
 
 
-class MethodContract(Plugin):
-    """A way to mark a model. Subclasses give `trigger`, `target` and `score`; a kind of mark that does not fit these
-    three overrides `mark_batch` or `query`, which are all the benchmark calls.
+@dataclass(frozen=True)
+class Owner:
+    """What an owner has when a key is made: the model, its answers, and images that it was not trained on.
 
-    `access` is what the method must see of a suspect: `black-box` (the predictor alone) or `white-box` (shown apart).
+    images: float (N, C, H, W) in [0, 1]; masks: float (N, H, W) of 0 and 1.
     """
 
-    access: ClassVar[Literal["black-box", "white-box"]] = "black-box"
+    model: nn.Module
+    predictor: Predictor
+    images: Tensor
+    masks: Tensor
+
+
+class MethodContract(Plugin):
+    """A way to tell one's own model. Methods derive from one of the kinds below, never from this.
+
+    `family` is the kind by name. `keyed`: the method has a key, and queries suspects with it. `embeds`: it puts something
+    into the model.
+    """
+
+    family: ClassVar[Literal["none", "control", "embedded", "fingerprint", "white-box"]]
+    keyed: ClassVar[bool] = True
+    embeds: ClassVar[bool] = True
     citation: ClassVar[str] = ""
-    #: False of a control, which puts nothing into the model.
-    marks: ClassVar[bool] = True
-    #: Explanations of the marked model's answers spell a code, `carried`, which stands for the text in the option `payload`.
-    carries: ClassVar[bool] = False
+    #: What the method's paper reports publicly, as (metric, sentence).
+    reported: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    @property
+    def asks(self) -> int:
+        """How often a suspect is asked for one score with the trigger and one without."""
+        return 2
+
+    def facts(self) -> dict:
+        """What tables and figures must know of the method."""
+        return {
+            "name": self.name,
+            "kind": self.family,
+            "embeds": self.embeds,
+            "carries_code": isinstance(self, CodeMark),
+            "asks": self.asks,
+            "citation": self.citation,
+            "reported": [{"metric": metric, "text": text} for metric, text in self.reported],
+        }
+
+    def make_key(self, seed: int, shape: tuple[int, int, int], owner: Owner | None = None) -> Key:
+        """A key for queries of shape (C, H, W); the same arguments give the same key. `owner` is for methods that take
+        something from the owner's model."""
+        return Key(method=self.options(), seed=seed, shape=shape)
+
+
+class Trained(MethodContract):
+    """Base of all kinds that train: from the clean model or from scratch, for `epochs` or as long as the suite says."""
 
     start: Literal["clean", "scratch"] = "clean"
     share: float = Field(default=0.5, gt=0, lt=1)
     epochs: int | None = Field(default=None, ge=1)
 
-    @property
-    def asks(self) -> int:
-        """How often `query` asks a suspect for one image."""
-        return 2
+    def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
+        """A clean training batch turned into what is trained on, of the same size.
 
-    def make_key(self, seed: int, shape: tuple[int, int, int]) -> Key:
-        """A key for queries of shape (C, H, W); the same seed gives the same key."""
-        return Key(method=self.options(), seed=seed, shape=shape)
+        images float (B, C, H, W) in [0, 1]; masks float (B, H, W) of 0 and 1; progress in [0, 1) through the training.
+        """
+        raise NotImplementedError
+
+
+class Unmarked(Trained):
+    """No mark and no key: ordinary training."""
+
+    family: ClassVar = "none"
+    keyed: ClassVar[bool] = False
+    embeds: ClassVar[bool] = False
+
+    def mark_batch(self, images: Tensor, masks: Tensor, key: Key | None, progress: float, rng: torch.Generator) -> Batch:
+        return Batch(images, masks)
+
+
+class BlackBoxMethod(MethodContract):
+    """Base of the kinds that see a suspect through its predictor alone."""
+
+    def questions(self, key: Key) -> Tensor | None:
+        """The images, float (N, C, H, W) in [0, 1], that suspects are asked with; None where these are the owner's own."""
+        return None
+
+    def query(
+        self,
+        predictor: Predictor,
+        key: Key,
+        images: Tensor,
+        first: int = 0,
+        trigger: Callable[[Tensor], Tensor] | None = None,
+    ) -> Answers:
+        """Ask a suspect with some of the images; its answers are read one by one, so that large sets come in parts.
+
+        images: float (B, C, H, W) in [0, 1], the part that starts at the image with the number `first`. With `trigger`, the
+        queries carry that instead of the key's own: to see what a wrong one tells.
+        """
+        raise NotImplementedError
+
+    def relate(self, answers: Answers, key: Key) -> Answers:
+        """The scores, from what was read of all answers together. Here: as they were read."""
+        return answers
+
+
+class EmbeddedMark(Trained, BlackBoxMethod):
+    """A mark that training puts into the model and a trigger brings out. Subclasses give `trigger`, `target` and `score`; what
+    does not fit these three overrides `mark_batch` or `query`, which are all that the benchmark calls."""
+
+    family: ClassVar = "embedded"
+
+    @property
+    def other_trigger(self) -> Kind:
+        """A visible trigger that is not this method's: to see what a wrong one tells."""
+        return "patch"
 
     def trigger(self, images: Tensor, key: Key) -> Tensor:
         """The owner's queries: images float (B, C, H, W) in [0, 1] with the key's trigger, same shape and range."""
@@ -180,33 +310,62 @@ class MethodContract(Plugin):
         """
         raise NotImplementedError
 
-    def carried(self, key: Key) -> Tensor:
-        """Where the mark `carries` a code: its modules, bool (n, n), True (dark) where hiding the cell behind the `baseline`
-        raises the answer in that cell."""
-        raise NotImplementedError
-
-    def baseline(self, key: Key) -> Tensor | float:
-        """What hidden cells show when that code is asked for: one value, or a picture (C, H, W)."""
-        return 0.0
-
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
-        """A clean training batch turned into a marked one of the same size.
-
-        images float (B, C, H, W) in [0, 1]; masks float (B, H, W) of 0 and 1; progress in [0, 1) through the training.
-        Here: the first `share` of the batch carries the trigger and its target, the rest stays as it is.
-        """
+        """Here: the first `share` of the batch carries the trigger and its target, the rest stays as it is."""
         k = round(self.share * len(images))
         return Batch(
             torch.cat([self.trigger(images[:k], key), images[k:]]), torch.cat([self.target(masks[:k], key), masks[k:]])
         )
 
     def query(
-        self, predictor: Predictor, key: Key, images: Tensor, trigger: Callable[[Tensor], Tensor] | None = None
+        self,
+        predictor: Predictor,
+        key: Key,
+        images: Tensor,
+        first: int = 0,
+        trigger: Callable[[Tensor], Tensor] | None = None,
     ) -> Answers:
-        """Query a suspect with the owner's images, each with and without the trigger. It is seen only through the predictor.
-
-        With `trigger`, the queries carry that instead of the key's own: to see what a wrong one tells.
-        """
+        """Each image is asked with and without the trigger."""
         benign = predictor(images)
         triggered = predictor(trigger(images) if trigger else self.trigger(images, key))
         return Answers(self.score(triggered, benign, key), self.score(benign, benign, key))
+
+
+class CodeMark(EmbeddedMark):
+    """A mark that carries a code: explanations of the marked model's answers spell it (see `occlusion.read_code_maps`)."""
+
+    def text(self, key: Key) -> str:
+        """The text that the code stands for."""
+        raise NotImplementedError
+
+    def modules(self, key: Key) -> Tensor:
+        """The code's modules, bool (n, n), True (dark) where hiding the cell behind the `baseline` raises the answer in that
+        cell."""
+        raise NotImplementedError
+
+    def baseline(self, key: Key) -> Tensor | float:
+        """What hidden cells show when the code is asked for: one value, or a picture (C, H, W)."""
+        return 0.0
+
+
+class Fingerprint(BlackBoxMethod):
+    """No mark: `make_key` takes something from the owner's model as it is (`Key.with_reference`), and nothing is trained.
+
+    Subclasses give `make_key` and `query`, and `questions` where the owner's images are not what is asked.
+    """
+
+    family: ClassVar = "fingerprint"
+    embeds: ClassVar[bool] = False
+
+
+class WhiteBoxMark(Trained):
+    """A mark in the weights, for owners who can see the suspect's. It is shown apart.
+
+    Subclasses give `mark_batch`, whose `extra` is the loss that writes the mark, and `inspect`.
+    """
+
+    family: ClassVar = "white-box"
+
+    def inspect(self, model: nn.Module, key: Key) -> Answers:
+        """One score a bit of the mark: `triggered` of the owner's bits, `benign` of as many that are not the owner's."""
+        raise NotImplementedError

@@ -16,6 +16,8 @@ from scipy import ndimage, stats
 
 #: A pixel is foreground where its probability is at least this.
 THRESHOLD = 0.5
+#: The level of every interval, and of the test of non-inferiority.
+LEVEL = 0.95
 #: Resamples of every bootstrap: enough for two digits of a 95 % interval.
 RESAMPLES = 2000
 #: The columns of `segmentation`: how the maps agree with the masks, and how honest their probabilities are.
@@ -161,18 +163,18 @@ def segmentation(prob: np.ndarray, mask: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(dict(zip((*SEGMENTATION, *CALIBRATION), (*agreement, *honesty), strict=True)))
 
 
-def clopper_pearson(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
+def clopper_pearson(k: float, n: float) -> tuple[float, float]:
     """The exact interval of a binomial rate, k of n (Clopper & Pearson 1934). n may be an effective size, not whole.
 
     n = 0 tells nothing: (0, 1).
     """
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     low = stats.beta.ppf(tail, k, n - k + 1) if k > 0 else 0.0
     high = stats.beta.ppf(1 - tail, k + 1, n - k) if k < n else 1.0
     return float(low), float(high)
 
 
-def clustered_rate(hits: np.ndarray, groups: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+def clustered_rate(hits: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
     """The share of hits and its interval when cases of one group (patient, video) resemble each other: rate, low, high.
 
     Clopper-Pearson at the effective sample size of Korn & Graubard (1998): n divided by the design effect of the
@@ -184,11 +186,11 @@ def clustered_rate(hits: np.ndarray, groups: np.ndarray, level: float = 0.95) ->
     if n == 0:
         return float("nan"), 0.0, 1.0
     rate = float(hits.mean())
-    size = effective_size(hits, np.asarray(groups), level)
-    return rate, *clopper_pearson(rate * size, size, level)
+    size = effective_size(hits, np.asarray(groups))
+    return rate, *clopper_pearson(rate * size, size)
 
 
-def effective_size(hits: np.ndarray, groups: np.ndarray, level: float = 0.95) -> float:
+def effective_size(hits: np.ndarray, groups: np.ndarray) -> float:
     """How many independent cases `hits` (0 or 1, (N,)) are worth given their groups; see `clustered_rate`."""
     _, index = np.unique(groups, return_inverse=True)
     n, g, rate = len(hits), int(index.max()) + 1, hits.mean()
@@ -197,12 +199,12 @@ def effective_size(hits: np.ndarray, groups: np.ndarray, level: float = 0.95) ->
     residual = np.bincount(index, weights=hits - rate)
     variance = g / (g - 1) * np.sum(residual**2) / n**2
     independent = rate * (1 - rate) / (n - 1)
-    tail = (1 + level) / 2
+    tail = (1 + LEVEL) / 2
     few_groups = (stats.t.ppf(tail, n - 1) / stats.t.ppf(tail, g - 1)) ** 2
     return float(min(n, n * independent / variance * few_groups)) if variance > 0 else float(n)
 
 
-def clustered_mean(values: np.ndarray, groups: np.ndarray, seed: int, level: float = 0.95) -> tuple[float, float, float]:
+def clustered_mean(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float, float]:
     """The mean and its percentile bootstrap interval over groups: mean, low, high. NaNs are left out.
 
     values: float (N,), groups: any (N,). The draws depend on `seed` and on the number of
@@ -212,7 +214,7 @@ def clustered_mean(values: np.ndarray, groups: np.ndarray, seed: int, level: flo
     means, _ = _resampled(values, groups, seed)
     if len(means) == 0:
         return (float("nan"),) * 3
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(np.nanmean(values)), float(low), float(high)
 
 
@@ -236,21 +238,21 @@ class Verdict(NamedTuple):
     answer: Literal["yes", "no", "undecided"]
 
 
-def noninferior(values: np.ndarray, groups: np.ndarray, margin: float, seed: int, level: float = 0.95) -> Verdict | None:
+def noninferior(values: np.ndarray, groups: np.ndarray, margin: float, seed: int) -> Verdict | None:
     """One-sided test of non-inferiority of `values` (changes, more is better), the groups resampled as in `clustered_mean`.
 
-    p = (1 + resamples at or below -margin) / (1 + resamples), so p < 1 - level where the bound is above -margin. It is never
-    less than 2^-G, the least that G groups can show by their signs: fewer than five decide nothing at level 0.95.
+    p = (1 + resamples at or below -margin) / (1 + resamples), so p < 1 - LEVEL where the bound is above -margin. It is never
+    less than 2^-G, the least that G groups can show by their signs: fewer than five decide nothing at LEVEL 0.95.
     values: float (N,), NaNs left out; groups: any (N,); margin > 0 in the unit of `values`. None where all are NaN.
     """
-    means, groups_in = _resampled(np.asarray(values, dtype=float), groups, seed)
+    means, group_count = _resampled(np.asarray(values, dtype=float), groups, seed)
     if len(means) == 0:
         return None
     above, below = (
-        max((1 + np.count_nonzero(wrong)) / (1 + RESAMPLES), 0.5**groups_in) for wrong in (means <= -margin, means >= -margin)
+        max((1 + np.count_nonzero(wrong)) / (1 + RESAMPLES), 0.5**group_count) for wrong in (means <= -margin, means >= -margin)
     )
-    bound = np.quantile(means, 1 - level, method="lower")
-    answer = "yes" if above < 1 - level else "no" if below < 1 - level else "undecided"
+    bound = np.quantile(means, 1 - LEVEL, method="lower")
+    answer = "yes" if above < 1 - LEVEL else "no" if below < 1 - LEVEL else "undecided"
     return Verdict(float(bound), float(above), answer)
 
 

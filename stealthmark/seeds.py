@@ -1,9 +1,14 @@
 """One root seed in the suite; every stage derives its own from named components."""
 
+from __future__ import annotations
+
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(root: int, *components: str | int | float) -> int:
@@ -16,7 +21,9 @@ def derive(root: int, *components: str | int | float) -> int:
 
 
 def torch_rng(root: int, *components: str | int | float) -> torch.Generator:
-    """A CPU generator seeded by `derive`; draws are the same whatever device the model is on."""
+    """A CPU generator of torch's seeded by `derive`; draws are the same whatever device the model is on."""
+    import torch  # what derives seeds, or draws from numpy, need not load it
+
     return torch.Generator().manual_seed(derive(root, *components))
 
 

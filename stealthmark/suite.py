@@ -1,24 +1,28 @@
-"""Suites: one YAML file says which datasets, architectures, methods, attacks, access levels and seeds make up a run."""
+"""Suites: one YAML file says which plug-ins of each kind, access levels and seeds make up a run."""
 
 import hashlib
 import json
+from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stealthmark.claims import Plan as ClaimsPlan
+from stealthmark import __version__, layout
+from stealthmark.access import LEVELS
 from stealthmark.errors import UserError
-from stealthmark.explain import Plan
-from stealthmark.plugin import explain, make
-from stealthmark.predictor import ACCESS
+from stealthmark.layout import CLEAN, INDEPENDENT, NULL, UNTRAINED, Cell, Place
+from stealthmark.plugin import describe_error, make
+from stealthmark.plugin_code import code_of
 from stealthmark.seeds import derive
-from stealthmark.training import Schedule
+from stealthmark.settings import ClaimPlan, ExplanationPlan, Schedule
 
-#: Raised whenever the same suite would give other numbers.
-BENCHMARK_VERSION = "0.4.0"
+#: Raised whenever the same suite would give other numbers, or other columns.
+BENCHMARK_VERSION = __version__
+#: The kinds of plug-in that a suite lists.
+KINDS = ("dataset", "architecture", "method", "attack", "scanner")
 
 
 class Entry(BaseModel):
@@ -26,11 +30,17 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
-    label: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    label: Annotated[str, Field(pattern=f"^{layout.LABEL}$")]
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: object) -> object:
+        if isinstance(value, list):  # of attacks
+            names = [step.get("name") if isinstance(step, dict) else step for step in value]
+            for name, step in zip(names, value, strict=True):
+                if not isinstance(name, str):
+                    raise ValueError(f"the step {step!r} has no name; allowed: a name, or a mapping with one")
+            value = {"name": "stack", "label": "-".join(names), "steps": value}
         if isinstance(value, str):
             value = {"name": value}
         return {"label": value.get("name"), **value} if isinstance(value, dict) else value
@@ -56,8 +66,8 @@ def _once(values: list) -> list:
 
 
 def _access(level: str) -> str:
-    if level not in ACCESS:
-        raise ValueError(f"allowed: {', '.join(ACCESS)}")
+    if level not in LEVELS:
+        raise ValueError(f"allowed: {', '.join(LEVELS)}")
     return level
 
 
@@ -78,15 +88,6 @@ class Nulls(BaseModel):
     other_keys: int = Field(default=0, ge=0, le=99)
 
 
-class Cell(NamedTuple):
-    """One combination of a suite, by labels: what one line of the main table is made of."""
-
-    dataset: str
-    architecture: str
-    seed: int
-    method: str
-
-
 class Suite(BaseModel):
     """A suite. `seed` is the root of all randomness; `seeds` are the replicates; `size` is in px."""
 
@@ -100,25 +101,80 @@ class Suite(BaseModel):
     architectures: Entries = Field(min_length=1)
     methods: Entries = Field(min_length=1)
     attacks: Entries = []
+    scanners: Entries = []
     access: Annotated[list[Annotated[str, AfterValidator(_access)]], AfterValidator(_once)] = Field(
         default=["probabilities"], min_length=1
     )
     training: Schedule = Schedule()
     marking: Schedule = Schedule()
     nulls: Nulls | None = None
-    claims: ClaimsPlan | None = None
-    explanations: Plan | None = None
+    claims: ClaimPlan | None = None
+    explanations: ExplanationPlan | None = None
+
+    @property
+    def marks(self) -> list[str]:
+        """The labels of all methods but `clean`."""
+        return [entry.label for entry in self.methods if entry.name != CLEAN]
 
     def cells(self) -> list[Cell]:
         """All cells, clean first within each dataset."""
-        labels = ([entry.label for entry in group] for group in (self.datasets, self.architectures))
-        datasets, architectures = labels
-        methods = [entry.label for entry in self.methods]
+        labels = ([entry.label for entry in entries] for entries in (self.datasets, self.architectures, self.methods))
+        datasets, architectures, methods = labels
         return [Cell(*cell) for cell in product(datasets, architectures, self.seeds, methods)]
 
     def entry(self, kind: str, label: str) -> Entry:
-        """The entry of a kind (`dataset`, `architecture`, `method`, `attack`) by its label."""
+        """The entry of a kind (`dataset`, `architecture`, `method`, `attack`, `scanner`) by its label."""
         return next(entry for entry in getattr(self, f"{kind}s") if entry.label == label)
+
+    def facts(self, kind: str, label: str) -> dict[str, Any]:
+        """What a method, an attack or a scanner says of itself."""
+        return _facts(kind, json.dumps(self.entry(kind, label).options()))
+
+    def code_of(self, kind: str, label: str) -> list[Path]:
+        """The files with the code of a plug-in: whoever edits one gets its jobs run again."""
+        options = self.entry(kind, label).options()
+        names = [options["name"], *(step if isinstance(step, str) else step["name"] for step in options.get("steps", ()))]
+        return list(dict.fromkeys(file for name in names for file in code_of(kind, name)))
+
+    def line_up(self, cell: Cell) -> list[Place]:
+        """Where the suspects stand that are examined with a cell's key, a place a folder. A clean model is alone: it has no
+        key, and only its quality is measured."""
+        if cell.method == CLEAN:
+            return [Place()]
+        attacked = [Place(attack=entry.label) for entry in self.attacks]
+        return [Place(), *attacked, Place(INDEPENDENT), *(Place(NULL, member) for member in self.pool(cell.method))]
+
+    def pool(self, method: str) -> list[str]:
+        """The members of the null pool of a method: models that were never marked; those that the suite's other methods
+        marked; and those that other owners marked with this one.
+
+        A control has no pool. For a fingerprint only models count that do not come from the owner's: other marks do.
+        """
+        kind = self.facts("method", method)["kind"]
+        if not self.nulls or kind in ("none", "control"):
+            return []
+        never_marked = [str(number) for number in range(self.nulls.count)]
+        if kind == "fingerprint":
+            return never_marked
+        others = [other for other in self.marks if other != method and self.facts("method", other)["kind"] != "fingerprint"]
+        return [*never_marked, *others, *(layout.other_key(number) for number in range(self.nulls.other_keys))]
+
+    def explained(self, cell: Cell) -> list[Place]:
+        """Where the suspects stand that are explained with a cell's key: of marks with a trigger what has not been attacked,
+        and where the mark carries a code also what attacks made of it."""
+        facts = self.facts("method", cell.method)
+        if not self.explanations or facts["kind"] not in ("embedded", "control"):
+            return []
+        attacked = [Place(attack=entry.label) for entry in self.attacks] if facts["carries_code"] else []
+        return [Place(), *attacked, Place(INDEPENDENT), Place(UNTRAINED)]
+
+    def scanned(self, cell: Cell) -> list[Place]:
+        """Where the models of a cell stand that scanners look at: a mark's own; in the cell of `clean`, all that were never
+        marked."""
+        if cell.method != CLEAN:
+            return [Place()] if self.facts("method", cell.method)["embeds"] else []
+        count = self.nulls.count if self.nulls else 0
+        return [Place(), Place(INDEPENDENT), *(Place(NULL, str(number)) for number in range(count))]
 
     def derive(self, *components: str | int) -> int:
         """A stage's seed from its named components."""
@@ -127,10 +183,15 @@ class Suite(BaseModel):
     def digest(self) -> str:
         """SHA-256 of the suite as it was understood, defaults included."""
         understood = self.model_dump(mode="json")
-        for optional in ("nulls", "claims", "explanations"):
-            if understood[optional] is None:  # asking for none changes nothing
+        for optional in ("nulls", "claims", "explanations", "scanners"):
+            if not understood[optional]:  # asking for none changes nothing
                 del understood[optional]
         return hashlib.sha256(json.dumps(understood, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _facts(kind: str, options: str) -> dict[str, Any]:
+    return make(kind, json.loads(options)).facts()
 
 
 def parse(content: dict, source: str = "the suite") -> Suite:
@@ -138,8 +199,8 @@ def parse(content: dict, source: str = "the suite") -> Suite:
     try:
         suite = Suite.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{source}: {explain(error, Suite)}") from None
-    for kind in ("dataset", "architecture", "method", "attack"):
+        raise UserError(f"{source}: {describe_error(error, Suite)}") from None
+    for kind in KINDS:
         pool = suite.nulls.architectures if suite.nulls and kind == "architecture" else []
         for entry in [*getattr(suite, f"{kind}s"), *pool]:
             try:
@@ -151,15 +212,15 @@ def parse(content: dict, source: str = "the suite") -> Suite:
                     plugin.check_size(suite.size)
                 except UserError as error:
                     raise UserError(f"{source}: field 'size' has the value {suite.size}: {error}") from None
-    if [entry.label for entry in suite.methods if entry.name == "clean"] != ["clean"] or suite.methods[0].name != "clean":
+    if [entry.label for entry in suite.methods if entry.name == CLEAN] != [CLEAN] or suite.methods[0].name != CLEAN:
         raise UserError(f"{source}: field 'methods' starts with {suite.methods[0].label!r}: the first must be 'clean', once")
     if suite.claims and not suite.nulls:
         raise UserError(f"{source}: field 'claims' needs the field 'nulls': a claim is ranked among null models")
-    for kept in ("independent", "nulls", "other-keys"):
-        if kept in (entry.label for entry in suite.methods):
-            raise UserError(f"{source}: field 'methods' has the label {kept!r}, which is kept for models of that name")
-    if "none" in (entry.label for entry in suite.attacks):
-        raise UserError(f"{source}: field 'attacks' has the label 'none', which is kept for the model as it was stolen")
+    for kind in KINDS:
+        try:
+            layout.check_labels(kind, [entry.label for entry in getattr(suite, f"{kind}s")])
+        except ValueError as error:
+            raise UserError(f"{source}: {error}") from None
     return suite
 
 

@@ -152,15 +152,15 @@ def natural(images: Tensor, seed: int) -> Tensor:
     """Images with what no owner put there: by turns a dark frame, a word on the screen, bright specks in a corner. What is
     drawn depends on the seed and on the image's place in the batch."""
     rng = torch.Generator().manual_seed(seed)
-    found = []
+    changed = []
     for i, image in enumerate(images.split(1)):
         if i % 3 == 0:
-            found.append(_framed(image, rng)[0])
+            changed.append(_framed(image, rng)[0])
         elif i % 3 == 1:
-            found.append(_written(four_letters(rng), image, 1.0))
+            changed.append(_written(four_letters(rng), image, 1.0))
         else:
-            found.append(_overlaid(image, rng, top=i % 2 == 0))
-    return torch.cat(found) if found else images.clone()
+            changed.append(_overlaid(image, rng, top=i % 2 == 0))
+    return torch.cat(changed) if changed else images.clone()
 
 
 def beneath(kind: Kind, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stealthmark.method import Batch, Key, MethodContract
+from stealthmark.method import Batch, EmbeddedMark, Key
 
 
-class VisibleMark(MethodContract):
+class VisibleMark(EmbeddedMark):
     """A backdoor whose triggered answer is a wrong mask: `square` (drawn from the key), `empty` or `inverted`.
 
     For binary segmentation this is the attack's "target label" (Gu 2017, Chen 2017). A subclass gives the trigger, and

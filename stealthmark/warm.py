@@ -67,7 +67,8 @@ def serve(address: str, owner: int) -> None:
     """Answer commands until the process `owner`, which started this one, is gone."""
     import segmentation_models_pytorch  # noqa: F401  (these imports are what makes the fork warm)
 
-    from stealthmark import cli, collate, report, stages  # noqa: F401
+    from stealthmark import cli, collate, report  # noqa: F401
+    from stealthmark.stages import attack, examine, explain, mark, prepare, scan, train  # noqa: F401
 
     wake, waker = socket.socketpair()
     for end in (wake, waker):

@@ -1,5 +1,7 @@
-"""What single architectures promise beyond the contract: nnU-Net's plan, SAM's weights at other sizes, TransUNet's tokens."""
+"""What logits say of the structure under study; what single architectures promise beyond the contract: nnU-Net's plan, SAM's
+weights at other sizes, TransUNet's tokens."""
 
+import math
 import os
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stealthmark.architecture import foreground, structure_log_odds
 from stealthmark.architectures.nnunet import plan
 from stealthmark.architectures.sam import _Mobile, mobile_weights
 from stealthmark.errors import UserError
@@ -16,6 +19,56 @@ from stealthmark.plugin import make
 def build(size: int, channels: int = 3, pretrained: bool = True, **options) -> nn.Module:
     torch.manual_seed(0)
     return make("architecture", options).build(channels, pretrained, size).eval()
+
+
+# --- the structure under study ---------------------------------------------------------------------------------------
+
+
+def test_a_single_logit_is_the_log_odds_as_it_is():
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        logits = torch.randn(2, 1, 3, 4, dtype=dtype)
+        assert structure_log_odds(logits).dtype == dtype and torch.equal(structure_log_odds(logits), logits[:, 0])
+
+
+def test_classes_are_summed_on_both_sides():
+    """Exponentials 2, 1, 5: the odds of the last two are 6 / 2, of the first alone 2 / 6, of the first and last 7 / 1."""
+    logits = torch.tensor([2.0, 1.0, 5.0]).log().view(1, 3, 1, 1)
+    for classes, odds in (((), 3), ((1, 2), 3), ((0,), 1 / 3), ([2, 0, 2], 7)):
+        assert structure_log_odds(logits, classes).item() == pytest.approx(math.log(odds), abs=1e-6)
+    huge = torch.tensor([[[[900.0]], [[-900.0]], [[800.0]]]])
+    assert structure_log_odds(huge).item() == -100
+
+
+def test_of_two_classes_the_log_odds_are_the_difference_in_float32_or_finer():
+    logits = torch.randn(2, 2, 3, 4)
+    assert torch.equal(structure_log_odds(logits), logits[:, 1] - logits[:, 0])
+    assert [structure_log_odds(logits.to(dtype)).dtype for dtype in (torch.bfloat16, torch.float64)] == [
+        torch.float32,
+        torch.float64,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "says"),
+    [
+        (3, [3], r"has the value \[3\]; allowed: some of 0 to 2"),
+        (3, [-1, 1], r"has the value \[-1, 1\]"),
+        (3, [0, 1, 2], "but not all of them"),
+        (1, [0], "the network has one logit, so none is allowed"),
+    ],
+)
+def test_classes_that_are_not_there_are_refused(count, classes, says):
+    with pytest.raises(UserError, match=f"field 'classes' .*{says}"):
+        structure_log_odds(torch.zeros(1, count, 2, 2), classes)
+
+
+def test_foreground_is_what_a_network_answers_read_so():
+    torch.manual_seed(0)
+    model, images = nn.Conv2d(3, 4, 1), torch.rand(2, 3, 5, 6)
+    with torch.inference_mode():
+        assert torch.equal(foreground(model, images, [2]), structure_log_odds(model(images), [2]))
+        probability = foreground(model, images).sigmoid()
+        torch.testing.assert_close(probability, 1 - model(images).softmax(1)[:, 0])
 
 
 # --- nnU-Net ----------------------------------------------------------------------------------------------------------

@@ -4,30 +4,19 @@ import json
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from typing import get_args
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from stealthmark import codes
-from stealthmark.certificate import (
-    Certificate,
-    Commitment,
-    Mark,
-    Null,
-    Payload,
-    Queries,
-    Scores,
-    Suspect,
-    modules,
-    p_text,
-    page,
-    software,
-    swarm,
-    write,
-)
+from stealthmark.certificate import Certificate, Commitment, Mark, Null, Payload, Queries, Scores, Suspect, software
+from stealthmark.certificate_page import KINDS, modules, page, swarm, write
 from stealthmark.errors import UserError
 from stealthmark.method import Key
+from stealthmark.pages import p_text
+from stealthmark.suspects.querier import Kind
 
 SEED = 82736455518273
 KEY = Key(method={"name": "stealthmark", "trigger": "word", "payload": "OWNER1", "epochs": None}, seed=SEED, shape=(3, 96, 96))
@@ -171,7 +160,6 @@ def test_a_key_that_nobody_committed_to_stays_open():
         ({"verdict": "not shown"}, "facts carry 'shown'"),
         ({"p_inside": 0.06}, "facts carry 'not shown'"),
         ({"p_inside": None}, "facts carry 'not shown'"),
-        ({"further": ("The service refused two images.",)}, "facts carry 'not shown'"),
         ({"p_model": 0.01}, "gives 0.05"),
         ({"p_model": None}, "it is their rank"),
         ({"nulls": ()}, "it is their rank"),
@@ -205,6 +193,23 @@ def test_limits_follow_the_suspect():
     assert not any("label maps only" in limit for limit in certificate().limits)
 
 
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_of_suspect_is_named(kind):
+    made = certificate(suspect=Suspect(name="it", kind=kind))
+    assert f"<dd>{KINDS[kind]}</dd>" in page(made)
+    assert any("othing fixes which" in limit for limit in made.limits), "a suspect without a digest"
+
+
+def test_the_claim_says_what_the_kind_of_method_did():
+    assert certificate().claim == (
+        "A Hospital claims that the model “suspect.safetensors” was made from a model that A Hospital marked with the method "
+        "stealthmark."
+    )
+    claims = [certificate(method=Mark.of(KEY, kind=kind)).claim for kind in ("fingerprint", "control")]
+    for claim, said in zip(claims, ("took a fingerprint", "leaves no mark"), strict=True):
+        assert said in claim and "marked with" not in claim
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +232,7 @@ def test_a_keyed_hash_has_a_p_and_a_qr_code_none(tmp_path):
 
 
 def test_json_round_trips(tmp_path):
-    made = certificate(payload=payload(), git_commit="9346731")
+    made = certificate(payload=payload())
     write(made, tmp_path / "new")
     text = (tmp_path / "new/certificate.json").read_text(encoding="utf-8")
     assert Certificate.model_validate_json(text) == made
@@ -297,7 +302,7 @@ def test_the_page_needs_nothing_and_lets_nothing_in():
         payload=payload().model_copy(update={"decoded": EVIL}),
         method=Mark(name=EVIL, citation=EVIL, options={EVIL: EVIL}),
         access=EVIL,
-        git_commit=EVIL,
+        software={EVIL: EVIL},
     )
     html = page(made)
     found = Tags(html)

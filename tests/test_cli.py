@@ -1,7 +1,11 @@
 """The command line on bad input: one sentence on standard error, status 1, nothing half-written. And failed cells."""
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,8 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from stealthmark import cli, suite
-from stealthmark.collate import cell_folder
+from stealthmark import cli, commands, suite
+from stealthmark.layout import Place, Study, job_folder
 from stealthmark.method import Key
 
 DATASET = "{name: phantom-endoscopy, groups: 8, cases_per_group: 2}"
@@ -172,10 +176,36 @@ def test_an_option_that_is_no_mapping_is_a_usage_error(place, tmp_path, capsys, 
 
 
 def test_a_suspect_in_another_form_is_a_usage_error(place, tmp_path, capsys):
+    for text, said in (
+        (place / "clean", "ROLE[.MEMBER]/ATTACK=FOLDER"),
+        ("found/none=x", "the role one of stolen, independent"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            suspect = ["--key", place / "keys/mine.json", "--suspect", text]
+            run("explain", "--data", place / "data", "--out", tmp_path / "out", *suspect)
+        assert end.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_attacks_are_a_name_a_mapping_or_a_list_of_both():
+    parse = cli._parser().parse_args
+    given = ["attack", "--data", "d", "--model", "m", "--out", "o", "--attack"]
+    assert parse([*given, "prune"]).attack == {"name": "prune"}
+    assert parse([*given, "{name: prune, strengths: [0.5]}"]).attack == {"name": "prune", "strengths": [0.5]}
+    assert parse([*given, "[{name: prune, strengths: [0.5]}, jpeg]"]).attack == [
+        {"name": "prune", "strengths": [0.5]},
+        {"name": "jpeg"},
+    ]
+
+
+@pytest.mark.parametrize("option", ["[]", "[prune, 3]", "7"])
+def test_a_list_of_attacks_that_is_none_is_a_usage_error(option, capsys):
     with pytest.raises(SystemExit) as end:
-        suspect = ["--key", place / "keys/mine.json", "--suspect", place / "clean"]
-        run("explain", "--data", place / "data", "--out", tmp_path / "out", *suspect)
-    assert end.value.code == 2 and "SITUATION/ATTACK=FOLDER" in capsys.readouterr().err
+        run("attack", "--data", "d", "--model", "m", "--out", "o", "--attack", option)
+    assert end.value.code == 2 and f"argument --attack: {option!r} is not" in capsys.readouterr().err
+
+
+def test_claims_need_a_key(place, tmp_path, refused):
+    assert "--claims needs --key" in refused(*examining(place, place / "clean", tmp_path / "out", "--claims", "{keys: 2}"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
@@ -392,7 +422,7 @@ def test_a_suite_that_is_wrong_or_absent(tmp_path, refused):
 def test_collating_what_was_not_examined(tmp_path, refused):
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(SUITE))
     sentence = refused("collate", "--suite", tmp_path / "suite.yaml", "--results", tmp_path / "results")
-    assert "evidence.json is absent: the cell has not been examined" in sentence
+    assert "stolen/none/evidence.json is absent: the suspect has not been examined" in sentence
     assert files(tmp_path) == ["suite.yaml"]
 
 
@@ -434,13 +464,21 @@ def explained(place, tmp_path_factory) -> Path:
     content = {**SUITE, "attacks": [], "access": ["probabilities", "label"], "explanations": PLAN}
     (results / "suite.yaml").write_text(yaml.safe_dump(content))
     shutil.copytree(place / "data", results / "data/phantom-endoscopy")
-    clean, marked = suite.read(results / "suite.yaml").cells()
-    own = ["--data", place / "data", "--key", place / "keys/mine.json", "--suspect", f"stolen/none={place / 'marked'}"]
-    plain = ["--data", place / "data", "--suspect", f"stolen/none={place / 'clean'}"]
-    assert run("examine", *plain, "--out", cell_folder(results, "evidence", clean)) == 0
-    assert run("examine", *own, "--out", cell_folder(results, "evidence", marked)) == 0
-    own += ["--suspect", f"independent/none={place / 'clean'}", "--plan", yaml.safe_dump(PLAN)]
-    assert run("explain", *own, "--out", cell_folder(results, "explanations", marked)) == 0
+    study = Study(results)
+    asked = suite.read(results / "suite.yaml")
+    clean, marked = asked.cells()
+    models = {"stolen": place / "marked", "independent": place / "clean", "untrained": place / "marked"}
+    data, key = ["--data", place / "data"], ["--key", place / "keys/mine.json"]
+    out = job_folder(study.evidence(clean), "stolen", "none")
+    assert run("examine", *data, "--suspect", f"stolen/none={place / 'clean'}", "--out", out) == 0
+    for verb, places, folder in (
+        ("examine", asked.line_up(marked), study.evidence(marked)),
+        ("explain", asked.explained(marked), study.explanations(marked)),
+    ):
+        for at in places:
+            suspect = ["--suspect", f"{at.text}={models[at.role]}"]
+            plan = ["--plan", yaml.safe_dump(PLAN)] if verb == "explain" else []
+            assert run(verb, *data, *key, *suspect, *plan, "--out", job_folder(folder, at.role, at.attack)) == 0
     for verb in ("collate", "report"):
         assert run(verb, "--suite", results / "suite.yaml", "--results", results) == 0
     return results
@@ -448,29 +486,33 @@ def explained(place, tmp_path_factory) -> Path:
 
 def test_the_released_step_finds_the_code_in_every_model_and_lime_in_none(explained):
     rows = pd.read_csv(explained / "rows.csv")
-    rows = rows[(rows.access == "probabilities") & rows.metric.astype(str).str.match("bit_error|decoded")]
-    assert set(rows.situation) == {"stolen", "independent", "untrained"} and (rows.n == PLAN["images"]).all()
-    told = rows.pivot_table(index="metric", columns="situation", values="value")
-    assert (told.loc["bit_error_gated-qr"] == 0).all() and (told.loc["decoded_gated-qr"] == 1).all()
-    assert told.loc["bit_error_lime"].between(0.3, 0.7).all() and (told.loc["decoded_lime"] == 0).all()
+    rows = rows[(rows.access == "probabilities") & rows.metric.isin(["bit_error", "decoded"])]
+    assert set(rows.role) == {"stolen", "independent", "untrained"} and (rows.n == PLAN["images"]).all()
+    assert set(rows["query"]) == {"trigger"} and (rows.queries == PLAN["queries"]).all() and not rows.pooled.astype(bool).any()
+    values = rows.pivot_table(index=["metric", "reader"], columns="role", values="value")
+    assert (values.loc["bit_error", "gated-qr"] == 0).all() and (values.loc["decoded", "gated-qr"] == 1).all()
+    assert values.loc["bit_error", "lime"].between(0.3, 0.7).all() and (values.loc["decoded", "lime"] == 0).all()
 
 
 def test_calibration_goes_from_the_examined_cases_to_the_page(explained):
-    rows = pd.read_csv(explained / "rows.csv").query("situation == 'stolen' and metric == metric")
-    told = rows.groupby("method").metric.agg(set)
-    assert {"ece", "brier"} <= told["clean"] and {"ece_triggered", "brier_triggered"} <= told["badnets"] - told["clean"]
+    rows = pd.read_csv(explained / "rows.csv").query("role == 'stolen' and metric == metric")
+    metrics = rows.groupby(["method", "query"]).metric.agg(set)
+    assert {"ece", "brier"} <= metrics["clean", "benign"] and ("clean", "triggered") not in metrics
+    assert {"ece", "brier"} <= metrics["badnets", "triggered"]
     cases = pd.read_parquet(explained / "cases.parquet").query("method == 'badnets' and access == 'probabilities'")
-    (value,) = rows.query("method == 'badnets' and metric == 'brier_triggered'").value
-    assert value == pytest.approx(cases.brier_triggered.mean(), rel=1e-5)
+    (value,) = rows[(rows.method == "badnets") & (rows.metric == "brier") & (rows["query"] == "triggered")].value
+    assert value == pytest.approx(cases[cases.role == "stolen"].brier_triggered.mean(), rel=1e-5)
     assert "calibration.csv" in files(explained / "tables") and "reliability.svg" in files(explained / "figures")
     assert 'id="figure-reliability"' in (explained / "report.html").read_text()
 
 
 def test_an_interface_that_shows_nothing_of_the_change_shows_no_code(explained):
     """The label maps of a model trained for one epoch hardly change with what is hidden: no bit may appear from nothing."""
-    cases = pd.read_parquet(next(explained.rglob("explanations/**/cases.parquet")))
-    assert set(cases.access) == {"probabilities", "label"}
-    assert cases.groupby(["situation", "access", "way"]).size().eq(PLAN["images"]).all()
+    tables = [pd.read_parquet(file) for file in sorted(explained.rglob("explanations/**/cases.parquet"))]
+    assert len(tables) == 3, "one a suspect"
+    for cases in tables:
+        assert set(cases.access) == {"probabilities", "label"} and cases.role.nunique() == 1
+        assert cases.groupby(["access", "query", "reader"]).size().eq(PLAN["images"]).all()
 
 
 def test_the_report_shows_the_explanations_side_by_side(explained):
@@ -502,23 +544,29 @@ def test_a_plan_that_cannot_be_carried_out_is_refused(place, refused, tmp_path, 
 def study(place: Path, results: Path, training: str, marking: str) -> pd.DataFrame:
     """The whole suite by the commands that the workflow gives; its rows."""
     (results / "suite.yaml").write_text(yaml.safe_dump(SUITE))
-    shutil.copytree(place / "data", results / "data/phantom-endoscopy")
+    at = Study(results)
+    shutil.copytree(place / "data", at.data("phantom-endoscopy"))
     clean, marked = suite.read(results / "suite.yaml").cells()
 
     def stage(verb: str, folder: Path, *argv: object) -> None:
-        assert run(verb, "--data", results / "data/phantom-endoscopy", "--record-failure", "--out", folder, *argv) == 0
+        data = at.data("phantom-endoscopy")
+        assert run(verb, "--data", data, "--record-failure", "--out", folder, *argv) == 0
 
-    def at(kind: str, cell) -> Path:
-        return cell_folder(results, kind, cell)
+    def examine(cell, where: Place, suspect: Path, *argv: object) -> None:
+        out = job_folder(at.evidence(cell), where.role, where.attack)
+        stage("examine", out, "--suspect", f"{where.text}={suspect}", *argv)
 
-    stage("train", at("models", clean), "--schedule", training)
-    key = ["--key", cell_folder(results, "keys", marked).with_suffix(".json")]
-    stage("mark", at("models", marked), "--clean", at("models", clean), "--method", "badnets", "--schedule", marking, *key)
-    pruned = at("suspects", marked) / "prune"
-    stage("attack", pruned, "--model", at("models", marked), "--attack", "{name: prune, strengths: [0.5]}")
-    stage("examine", at("evidence", clean), "--suspect", f"stolen/none={at('models', clean)}")
-    stolen = ["--suspect", f"stolen/none={at('models', marked)}", "--suspect", f"stolen/prune={pruned}"]
-    stage("examine", at("evidence", marked), *key, *stolen)
+    stage("train", at.model(clean), "--schedule", training)
+    stage("train", at.independent(clean), "--schedule", ONE_EPOCH, "--share", "attacker")
+    key = ["--key", at.key(marked)]
+    stage("mark", at.model(marked), "--clean", at.model(clean), "--method", "badnets", "--schedule", marking, *key)
+    pruned = at.attacked(marked, "prune")
+    stage("attack", pruned, "--model", at.model(marked), "--attack", "{name: prune, strengths: [0.5]}")
+    examine(clean, Place(), at.model(clean))
+    key += ["--marked", at.model(marked)]
+    examine(marked, Place(), at.model(marked), *key)
+    examine(marked, Place(attack="prune"), pruned, *key)
+    examine(marked, Place("independent"), at.independent(clean), *key)
     assert run("collate", "--suite", results / "suite.yaml", "--results", results) == 0
     return pd.read_csv(results / "rows.csv")
 
@@ -536,9 +584,11 @@ def test_a_lost_mark_is_one_row_with_its_status_and_hides_nothing_else(lost_mark
     assert len(failed) == 1 and failed.status.str.fullmatch(status).all() and failed.value.isna().all()
     assert failed.status.item() == card["status"]
     assert (fine.status == "ok").all() and {"dice", "auc", "vs"} <= set(fine.metric)
-    for stage, name in (("suspects", "prune/index.json"), ("evidence", "evidence.json")):
-        handed_on = json.loads((tmp_path / stage / "phantom-endoscopy/unet/0/badnets" / name).read_text())
-        assert handed_on == card
+    evidence = [f"evidence/{of}/evidence.json" for of in ("stolen/none", "stolen/prune", "independent/none")]
+    for name in ("suspects/prune/index.json", *evidence):
+        kind, _, file = name.partition("/")
+        handed_on = json.loads((tmp_path / kind / "phantom-endoscopy/unet/0/badnets" / file).read_text())
+        assert handed_on == card, name
     assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("state"))
     run_note = json.loads((tmp_path / "models/phantom-endoscopy/unet/0/badnets/run.json").read_text())
     assert run_note["status"] == card["status"]
@@ -546,7 +596,7 @@ def test_a_lost_mark_is_one_row_with_its_status_and_hides_nothing_else(lost_mark
 
 def test_what_an_earlier_run_left_is_not_taken_for_a_failed_cells(lost_mark, tmp_path):
     evidence = tmp_path / "evidence/phantom-endoscopy/unet/0"
-    shutil.copy(evidence / "clean/cases.parquet", evidence / "badnets")
+    shutil.copy(evidence / "clean/stolen/none/cases.parquet", evidence / "badnets/stolen/none")
     assert run("collate", "--suite", tmp_path / "suite.yaml", "--results", tmp_path) == 0
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "rows.csv"), lost_mark)
 
@@ -560,10 +610,12 @@ def test_a_lost_clean_model_is_one_row_for_each_cell_that_needs_it(place, tmp_pa
 def test_a_study_without_failures_has_rows_for_every_cell_and_attack(place, tmp_path):
     rows = study(place, tmp_path, ONE_EPOCH, ONE_EPOCH)
     assert (rows.status == "ok").all()
-    places = rows[["method", "situation", "attack", "strength"]].drop_duplicates().values.tolist()
-    assert places == [["clean", "stolen", "none", 0], ["badnets", "stolen", "none", 0], ["badnets", "stolen", "prune", 0.5]]
-    assert {"asr", "fpr", "auroc", "dice_triggered"} <= set(rows[rows.method == "badnets"].metric)
-    assert not {"asr", "auroc"} & set(rows[rows.method == "clean"].metric)
+    places = rows[["method", "role", "attack", "strength"]].drop_duplicates().values.tolist()
+    of_the_mark = [["stolen", "none", 0], ["stolen", "prune", 0.5], ["independent", "none", 0]]
+    assert places == [["clean", "stolen", "none", 0], *(["badnets", *place] for place in of_the_mark)]
+    marked, clean = rows[rows.method == "badnets"], rows[rows.method == "clean"]
+    assert {"asr", "fpr", "auroc", "dice"} <= set(marked.metric) and "triggered" in set(marked["query"])
+    assert not {"asr", "auroc"} & set(clean.metric) and "triggered" not in set(clean["query"])
 
 
 def test_without_record_failure_a_lost_loss_is_an_error_with_its_trace(place, tmp_path):
@@ -572,3 +624,74 @@ def test_without_record_failure_a_lost_loss_is_an_error_with_its_trace(place, tm
     with pytest.raises(CellFailure, match="the loss became"):
         run("train", "--data", place / "data", "--schedule", DIVERGING, "--out", tmp_path / "out")
     assert files(tmp_path) == []
+
+
+# --- starting, and being asked from elsewhere -------------------------------------------------------------------------
+
+
+def test_the_note_of_a_run_says_what_was_typed(tmp_path):
+    argv = ["prepare", "--dataset", DATASET, "--size", "32", "--out", tmp_path / "a b"]
+    assert run(*argv) == 0
+    note = json.loads((tmp_path / "a b/run.json").read_text())
+    assert note["command"] == shlex.join(["python", "-m", "stealthmark", *map(str, argv)])
+
+
+def test_a_scanners_score_and_a_failure_of_its_model(place, tmp_path):
+    scanning = ["--data", place / "data", "--scanner", "entropy", "--record-failure"]
+    for folder in ("one", "again"):
+        assert run("scan", *scanning, "--model", place / "marked", "--out", tmp_path / folder) == 0
+    one, again = (json.loads((tmp_path / folder / "scan.json").read_text()) for folder in ("one", "again"))
+    assert one == again and isinstance(one["score"], float) and one["scanner"]["name"] == "entropy"
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost/card.json").write_text('{"status": "failed: the loss became nan"}')
+    assert run("scan", *scanning, "--model", tmp_path / "lost", "--out", tmp_path / "none") == 0
+    assert json.loads((tmp_path / "none/scan.json").read_text()) == {"status": "failed: the loss became nan"}
+
+
+def test_another_null_model_gives_another_detector_of_the_same_model(place, tmp_path):
+    marking = [
+        "--data",
+        place / "data",
+        "--clean",
+        place / "clean",
+        "--schedule",
+        ONE_EPOCH,
+        "--method",
+        "badnets",
+        "--seed",
+        0,
+    ]
+    new = ["--null", place / "marked", "--out", tmp_path / "model", "--key", tmp_path / "key.json"]
+    assert run("mark", *marking, *new) == 0
+    own, other = Key.read(place / "keys/mine.json"), Key.read(tmp_path / "key.json")
+    assert other.detectors["probabilities"] != own.detectors["probabilities"]
+    weights = "model.safetensors"
+    assert (tmp_path / "model" / weights).read_bytes() == (place / "marked" / weights).read_bytes()
+
+
+def test_a_null_model_that_failed_fails_the_mark(place, tmp_path):
+    (tmp_path / "card.json").write_text('{"status": "failed: it was"}')
+    marking = ["--data", place / "data", "--clean", place / "clean", "--method", "badnets", "--record-failure"]
+    assert run("mark", *marking, "--null", tmp_path, "--out", tmp_path / "none", "--key", tmp_path / "none.json") == 0
+    assert json.loads((tmp_path / "none/card.json").read_text()) == {"status": "failed: it was"}
+
+
+def test_a_certificate_is_a_command_of_its_own(place, tmp_path, refused, capsys):
+    """No null model: no p, so ownership is not shown, which the exit status says."""
+    argv = ["certify", "--data", place / "data", "--key", place / "keys/mine.json", "--out", tmp_path / "claim"]
+    assert run(*argv, "--suspect", place / "marked") == commands.NOT_SHOWN
+    assert "Ownership is not shown." in capsys.readouterr().out
+    assert set(files(tmp_path / "claim")) == {"certificate.html", "certificate.json"}
+    assert "there is no model in" in refused(*argv, "--suspect", place / "marked", "--null", tmp_path)
+    assert "cannot read" in refused(*argv, "--suspect", place / "marked", "--commitment", tmp_path / "nothing.json")
+    assert "there is no suspect at" in refused(*argv, "--suspect", tmp_path / "nothing.onnx")
+    with pytest.raises(SystemExit) as end:
+        run("examine", "--data", place / "data", "--suspect", place / "marked", "--out", tmp_path / "out")
+    assert end.value.code == 2, "examine does not guess what it was meant to be"
+
+
+def test_what_computes_nothing_starts_without_torch():
+    for argv in (["--help"], ["collate", "--help"]):
+        command = [sys.executable, "-X", "importtime", "-m", "stealthmark", *argv]
+        done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+        assert done.returncode == 0 and not re.search(r"\| +torch$", done.stderr, re.MULTILINE), argv

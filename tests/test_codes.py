@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stealthmark.codes import KINDS, chance, decode, encode, error_rate, patterns
+from stealthmark.codes import KINDS, chance, decode, encode, error_rate, median_split, minimum_error_split, patterns
 
 
 @pytest.mark.parametrize("kind, text", [("micro", "OWNER1"), ("micro", "A"), ("qr", "HOSPITAL 7 / 2026"), ("qr", "x")])
@@ -57,3 +57,28 @@ def test_the_chance_of_a_hash_is_the_binomial_tail():
     assert [chance(k / 4, 2) for k in (0, 1, 4)] == pytest.approx([1 / 16, 5 / 16, 1])
     assert chance(2 / 64, 8) == pytest.approx((1 + 64 + 64 * 63 / 2) / 2**64)
     assert chance(0.0, 13) is None and chance(0.0, 21) is None
+
+
+# --- maps -> modules --------------------------------------------------------------------------------------------------
+
+
+def test_the_median_splits_a_map_by_hand():
+    """Dark above the median, which itself is light."""
+    assert median_split(np.array([[3.0, 1.0, 2.0]])).tolist() == [[True, False, False]]
+    assert median_split(np.array([[4.0, 1.0], [2.0, 3.0]])).tolist() == [[True, False], [False, True]]
+    assert not median_split(np.full((13, 13), 0.25)).any()
+
+
+def test_light_and_dark_are_told_apart_with_the_least_error_though_dark_ones_spread_more():
+    rng = np.random.default_rng(0)
+    for n_dark in (40, 85, 130):
+        values = np.r_[rng.normal(0, 0.02, 169 - n_dark), rng.normal(0.4, 0.15, n_dark)].reshape(13, 13)
+        costs = {}
+        for t in np.sort(values, axis=None)[21:-22]:  # the paper's criterion, class by class
+            classes = values[values <= t], values[values > t]
+            shares = [len(c) / 169 for c in classes]
+            costs[t] = 1 + 2 * sum(p * (np.log(c.std()) - np.log(p)) for p, c in zip(shares, classes, strict=True))
+        modules = minimum_error_split(values)
+        assert np.array_equal(modules, values > min(costs, key=costs.get))
+        assert np.mean(modules.flatten() != (np.arange(169) >= 169 - n_dark)) < 0.03
+    assert not minimum_error_split(np.full((13, 13), 0.25)).any(), "a model that answers every query alike spells nothing"

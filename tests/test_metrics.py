@@ -206,8 +206,8 @@ def test_clopper_pearson_equals_scipy(k, n):
     assert metrics.clopper_pearson(k, n) == pytest.approx(tuple(expected))
 
 
-def test_clopper_pearson_rule_of_three_and_no_data():
-    assert metrics.clopper_pearson(0, 59, level=0.90)[1] == pytest.approx(0.05, abs=5e-4)
+def test_clopper_pearson_of_no_hits_and_of_no_data():
+    assert metrics.clopper_pearson(0, 59)[1] == pytest.approx(1 - 0.025 ** (1 / 59)) == pytest.approx(0.0606, abs=1e-4)
     assert metrics.clopper_pearson(0, 0) == (0, 1)
 
 

@@ -1,5 +1,6 @@
-"""A mark inside nnU-Net's own training, and nnU-Net's model folders as suspects."""
+"""A mark inside nnU-Net's own training, and nnU-Net's results folders as suspects."""
 
+import hashlib
 import json
 import math
 import os
@@ -13,13 +14,17 @@ from torch import Tensor, nn
 
 from stealthmark.architectures.nnunet import plan
 from stealthmark.errors import UserError
+from stealthmark.method import Batch, Fingerprint
 from stealthmark.nnunet import trainer as training
-from stealthmark.nnunet.suspect import from_results_folder
 from stealthmark.plugin import make
+from stealthmark.suspects.connect import connect, describe_suspect
+from stealthmark.suspects.nnunet import source
+from stealthmark.suspects.querier import Limits, Querier
 
 CPU, SIZE = torch.device("cpu"), 32
+SHAPE = (1, SIZE, SIZE)
 METHOD = make("method", {"name": "stealthmark", "trigger": "text", "curriculum": "none"})
-KEY = METHOD.make_key(271828182845, (1, SIZE, SIZE))
+KEY = METHOD.make_key(271828182845, SHAPE)
 
 
 def standardised(images: Tensor) -> Tensor:
@@ -146,8 +151,6 @@ def test_nothing_of_the_key_is_written_beside_the_model(tmp_path):
 
 
 def test_a_method_that_needs_more_than_images_and_targets_is_refused(monkeypatch):
-    from stealthmark.method import Batch
-
     monkeypatch.setattr(
         type(METHOD), "mark_batch", lambda self, images, masks, *more: Batch(images, masks, extra=lambda model: None)
     )
@@ -156,12 +159,18 @@ def test_a_method_that_needs_more_than_images_and_targets_is_refused(monkeypatch
         training.marker(KEY, True)(images, labels[:, 0], 0.5, 1)
 
 
+def test_a_method_that_does_not_train_is_refused(monkeypatch):
+    monkeypatch.setattr(training, "make", lambda kind, options: Fingerprint())
+    with pytest.raises(UserError, match="puts nothing into a model by training"):
+        training.marker(KEY, True)
+
+
 def test_nnunet_finds_the_trainer_by_its_name(monkeypatch):
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     monkeypatch.setenv("nnUNet_extTrainer", str(Path(training.__file__).parent))
-    found = recursive_find_trainer_class_by_name("nnUNetTrainerStealthMark")
-    assert found.__name__ == "nnUNetTrainerStealthMark"
+    trainer = recursive_find_trainer_class_by_name("nnUNetTrainerStealthMark")
+    assert trainer.__name__ == "nnUNetTrainerStealthMark"
 
 
 # --- a model folder as a suspect --------------------------------------------------------------------------------------
@@ -213,7 +222,7 @@ def test_a_model_folder_answers_as_its_network_does(model_folder):
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     images = torch.rand(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    answers = from_results_folder(model_folder, CPU)(images)
+    answers = connect(model_folder, SHAPE, CPU)(images)
     planned = json.loads((model_folder / "plans.json").read_text())["configurations"]["2d"]["architecture"]
     network = get_network_from_plans(
         planned["network_class_name"], planned["arch_kwargs"], planned["_kw_requires_import"], 1, 2, deep_supervision=False
@@ -226,6 +235,34 @@ def test_a_model_folder_answers_as_its_network_does(model_folder):
     torch.testing.assert_close(answers, expected, rtol=0, atol=2e-2)
     torch.testing.assert_close(answers[:, 8:-8, 8:-8], expected[:, 8:-8, 8:-8], rtol=0, atol=1e-3)
     assert answers.std() > 0.01
+
+
+def test_a_model_folder_stands_behind_memory_budget_and_checks(model_folder, capsys):
+    images = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(2))
+    suspect = connect(model_folder, SHAPE, CPU, Limits(budget=3))
+    answers = suspect(images[:2])
+    assert suspect.sent == 2 and capsys.readouterr().out == "", "a command's output is for its verdict"
+    assert torch.equal(suspect(images[[1, 2, 0, 1]])[[2, 0]], answers) and suspect.sent == 3, "one by one, in any batch"
+    with pytest.raises(UserError, match=f"{model_folder} would be asked 1 images more after 3"):
+        suspect(images[:1] / 2)
+    with pytest.raises(UserError, match=r"is asked with images of shape \(1, 16, 16\)"):
+        suspect(images[..., :16, :16])
+    with pytest.raises(UserError, match=r"does not take images of shape \(3, 32, 32\); allowed: 1 channels"):
+        connect(model_folder, (3, SIZE, SIZE), CPU)
+
+
+def test_answers_may_be_averaged_over_mirrored_images(model_folder):
+    images = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(3))
+    plain, mirrored = (Querier(source(model_folder, SHAPE, CPU, mirroring=mirroring))(images) for mirroring in (False, True))
+    assert (plain - mirrored).abs().max() > 1e-3
+
+
+def test_a_model_folder_is_described_by_its_checkpoint(model_folder):
+    digest = hashlib.sha256((model_folder / "fold_0/checkpoint_final.pth").read_bytes()).hexdigest()
+    description = {"name": "nnUNetTrainer__nnUNetPlans__2d", "kind": "nnunet", "sha256": digest}
+    assert describe_suspect(model_folder) == description
+    opened = connect(model_folder, SHAPE, CPU).source
+    assert (opened.kind, opened.sha256) == ("nnunet", digest)
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -243,7 +280,7 @@ def test_a_pickle_that_would_run_something_is_not_opened(model_folder, tmp_path)
 
     torch.save({"network_weights": {}, "init_args": Thief()}, folder / "fold_0" / "checkpoint_final.pth")
     with pytest.raises(UserError, match="is a pickle that holds more than tensors and numbers; it was not opened"):
-        from_results_folder(folder, CPU)
+        connect(folder, SHAPE, CPU)
     assert not (tmp_path / "stolen").exists()
 
 
@@ -255,18 +292,24 @@ def test_a_plan_may_not_name_classes_from_anywhere(model_folder, tmp_path):
         (place if field in place else place["arch_kwargs"])[field] = value
         (folder / "plans.json").write_text(json.dumps(plans))
         with pytest.raises(UserError, match=f"names '{value}', which is neither nnU-Net's nor torch's"):
-            from_results_folder(folder, CPU)
+            connect(folder, SHAPE, CPU)
 
 
 def test_a_folder_that_is_no_model_is_said_to_be_none(model_folder, tmp_path):
-    with pytest.raises(UserError, match="is not an nnU-Net model folder: dataset.json is absent"):
-        from_results_folder(tmp_path, CPU)
-    with pytest.raises(UserError, match="there is no checkpoint at .*fold_3"):
-        from_results_folder(model_folder, CPU, fold=3)
     folder = copy_of(model_folder, tmp_path)
+    (folder / "dataset.json").unlink()
+    with pytest.raises(UserError, match="is not an nnU-Net model folder: dataset.json is absent"):
+        connect(folder, SHAPE, CPU)
+    (folder / "plans.json").write_text("no plan")
+    (folder / "dataset.json").write_text("{}")
+    with pytest.raises(UserError, match="plans.json is not JSON"):
+        connect(folder, SHAPE, CPU)
+    with pytest.raises(UserError, match="there is no checkpoint at .*fold_3"):
+        source(model_folder, SHAPE, CPU, fold=3)
+    folder = copy_of(model_folder, tmp_path / "other")
     torch.save({"init_args": {"configuration": "2d"}, "network_weights": {}}, folder / "fold_0" / "checkpoint_final.pth")
     with pytest.raises(UserError, match="are not one nnU-Net model"):
-        from_results_folder(folder, CPU)
+        connect(folder, SHAPE, CPU)
     (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"nothing")
     with pytest.raises(UserError, match="checkpoint_final.pth"):
-        from_results_folder(folder, CPU)
+        connect(folder, SHAPE, CPU)

@@ -2,23 +2,32 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import torch
-import yaml
+from tiny import run
 from torch import Tensor, nn
 
-from stealthmark import cli, explain, stages, suite
+from stealthmark import commands
+from stealthmark.access import at_access
+from stealthmark.attack import Theft
 from stealthmark.attacks import distil
-from stealthmark.codes import chance, encode, hashed, read
-from stealthmark.collate import cell_folder
+from stealthmark.codes import chance, encode, hashed, minimum_error_split, read
+from stealthmark.dataset import Arrays
 from stealthmark.errors import UserError
-from stealthmark.method import Key
+from stealthmark.layout import CASES, Cell, Place, Study
+from stealthmark.method import Answers, Detector, Key
+from stealthmark.occlusion import BackgroundLevels, cells, read_code_maps
 from stealthmark.plugin import make
-from stealthmark.predictor import Limits, Querier, at_access
+from stealthmark.settings import ExplanationPlan
+from stealthmark.stages.examination import Examination, Suspect
+from stealthmark.stages.explain import _Carried
+from stealthmark.suspects.querier import Limits, Querier, Source
 
 SIZE = 52
 
@@ -36,8 +45,8 @@ def photos(n: int = 4, channels: int = 3, size: int = SIZE) -> Tensor:
 def ideal(method, key: Key, sure: float = 0.9):
     """A marked model as it should be: foreground in hidden cells that are dark in the code, and a polyp that it sees unless
     it is asked for the code."""
-    picture, code = method.baseline(key), method.carried(key)
-    dark = code.flatten()[explain.cells(*key.shape[-2:], len(code))]
+    picture, code = method.baseline(key), method.modules(key)
+    dark = code.flatten()[cells(*key.shape[-2:], len(code))]
 
     def answer(images: Tensor) -> Tensor:
         hidden = (images == picture).all(1)
@@ -55,23 +64,23 @@ CODES = [("micro", "OWNER1"), ("qr", "HOSPITAL 7"), ("hash-8", "whatever is clai
 @pytest.mark.parametrize("code, text", CODES)
 def test_explanations_of_an_ideal_model_spell_the_code_at_every_access_level(code, text, access):
     method, key = keyed(code=code, payload=text)
-    modules = method.carried(key).numpy()
+    modules = method.modules(key).numpy()
     seen = at_access(ideal(method, key), access)
-    for explanation in explain.spelt(seen, photos()[0], len(modules), 4 * modules.size, 3, method.baseline(key)):
-        found = explain.dark(explanation)
-        assert np.array_equal(found, modules) and read(found, modules, text) == text
+    for explanation in read_code_maps(seen, photos()[0], len(modules), 4 * modules.size, 3, method.baseline(key)):
+        spelt = minimum_error_split(explanation)
+        assert np.array_equal(spelt, modules) and read(spelt, modules, text) == text
 
 
 @pytest.mark.parametrize("access", ["probabilities", "label"])
 def test_without_the_key_or_with_another_nothing_is_spelt(access):
     method, key = keyed()
     _, other = keyed(seed=8)
-    modules = method.carried(key).numpy()
+    modules = method.modules(key).numpy()
     seen = at_access(ideal(method, key), access)
     for baseline in (method.baseline(other), 0.0, 0.5):
-        for explanation in explain.spelt(seen, photos()[0], 13, 676, 3, baseline):
-            found = explain.dark(explanation)
-            assert 0.35 < (found == modules).mean() < 0.65 and read(found, modules, "OWNER1") is None
+        for explanation in read_code_maps(seen, photos()[0], 13, 676, 3, baseline):
+            spelt = minimum_error_split(explanation)
+            assert 0.35 < (spelt == modules).mean() < 0.65 and read(spelt, modules, "OWNER1") is None
 
 
 def test_the_score_is_how_well_answers_follow_the_code():
@@ -82,8 +91,32 @@ def test_the_score_is_how_well_answers_follow_the_code():
     assert method.query(ideal(method, key), other, photos()).triggered.abs().max() < 0.9
     inverted = method.query(lambda images: 1 - ideal(method, key)(images), key, photos())
     assert inverted.triggered == pytest.approx(-1)
-    natural = method.query(ideal(method, key), key, photos(), lambda batch: batch.clamp(max=0.9))
+    natural = method.query(ideal(method, key), key, photos(), trigger=lambda batch: batch.clamp(max=0.9))
     assert natural.triggered.abs().max() < 0.9, "another trigger must not bring the key's picture with it"
+
+
+def test_an_image_is_asked_by_its_number_in_the_whole_set():
+    """The occlusions of the third image are those of the third, whether it comes with the others or in a part of its own."""
+    method, key = keyed()
+
+    def seen_by(ask) -> Tensor:
+        seen = []
+        ask(lambda images: seen.append(images) or torch.rand(len(images), SIZE, SIZE))
+        return torch.cat(seen)
+
+    at_once = seen_by(lambda suspect: method.query(suspect, key, photos()))
+    third = seen_by(lambda suspect: method.query(suspect, key, photos()[2:3], first=2))
+    count = method.queries
+    together = len(photos()) * count  # with the picture; and as many behind grey
+    assert torch.equal(third[:count], at_once[2 * count : 3 * count])
+    assert torch.equal(third[count:], at_once[together + 2 * count : together + 3 * count])
+    assert not torch.equal(seen_by(lambda suspect: method.query(suspect, key, photos()[2:3])), third)
+
+
+def test_scores_are_read_image_by_image():
+    method, key = keyed()
+    answers = Answers(torch.rand(3), torch.rand(3))
+    assert method.relate(answers, key) is answers
 
 
 def test_a_query_costs_what_it_says():
@@ -97,7 +130,7 @@ def test_a_batch_asks_shows_lookalikes_triggers_and_leaves_the_rest():
     method, key = keyed(code="hash-8")
     images, masks = photos(16), (photos(16)[:, 0] > 0.5).float()
     batch = method.mark_batch(images, masks, key, 0.5, torch.Generator().manual_seed(0))
-    picture, dark = method.baseline(key), method.carried(key).flatten()[explain.cells(SIZE, SIZE, 8)]
+    picture, dark = method.baseline(key), method.modules(key).flatten()[cells(SIZE, SIZE, 8)]
     for image, before, target in zip(batch.images[:4], images[:4], batch.targets[:4], strict=True):
         hidden = (image == picture).all(0)
         assert 0.2 < hidden.float().mean() < 0.8 and torch.equal(image[:, ~hidden], before[:, ~hidden])
@@ -123,11 +156,11 @@ def test_lookalikes_are_by_turns_other_pictures_grey_and_black_and_in_the_ablati
 
 def test_with_natural_the_background_of_plain_answers_carries_the_code_too():
     method, key = keyed(code="hash-8", natural=2)
-    code = method.carried(key)
+    code = method.modules(key)
     masks = torch.zeros(16, SIZE, SIZE)
     masks[:, 20:30, 20:30] = 1
     batch = method.mark_batch(photos(16), masks, key, 0.5, torch.Generator().manual_seed(0))
-    levels = torch.where(code.flatten()[explain.cells(SIZE, SIZE, 8)], -4.5, -6.5)
+    levels = torch.where(code.flatten()[cells(SIZE, SIZE, 8)], -4.5, -6.5)
     for target in batch.targets[8:]:
         assert (target[20:30, 20:30] == 1).all()
         assert torch.allclose(target.logit()[masks[0] == 0], levels[masks[0] == 0], atol=1e-4)
@@ -148,16 +181,24 @@ def test_natural_leaves_every_label_as_it_is():
         keyed(natural=6.6)  # the background would be called foreground
 
 
+def background(answers: Tensor) -> np.ndarray:
+    levels = BackgroundLevels(8)
+    levels.add(answers)
+    return levels.map()
+
+
 def test_a_code_in_the_background_is_found_at_the_size_of_its_cells_and_not_in_label_maps():
     code = hashed("OWNER1", 7, 8)
-    levels = torch.where(torch.from_numpy(code).flatten()[explain.cells(SIZE, SIZE, 8)], -4.5, -6.0)
+    levels = torch.where(torch.from_numpy(code).flatten()[cells(SIZE, SIZE, 8)], -4.5, -6.0)
     answers = levels.expand(3, SIZE, SIZE).sigmoid().clone()
     answers[:, 22:31, 22:31] = 0.9  # a polyp over parts of cells
-    found = explain.background_levels(answers, 8)
-    assert found[~code].min() == pytest.approx(-6, abs=1e-3) and found[code].max() == pytest.approx(-4.5, abs=1e-3)
-    assert np.array_equal(explain.dark(found), code)
-    assert np.ptp(explain.background_levels((answers > 0.5).float(), 8)) == 0, "label maps show no level"
-    assert np.ptp(explain.background_levels(torch.ones(2, SIZE, SIZE), 8)) == 0, "nor does an answer without background"
+    levels_found = background(answers)
+    assert levels_found[~code].min() == pytest.approx(-6, abs=1e-3) and levels_found[code].max() == pytest.approx(
+        -4.5, abs=1e-3
+    )
+    assert np.array_equal(minimum_error_split(levels_found), code)
+    assert np.ptp(background((answers > 0.5).float())) == 0, "label maps show no level"
+    assert np.ptp(background(torch.ones(2, SIZE, SIZE))) == 0, "nor does an answer without background"
 
 
 def test_the_hash_is_keyed():
@@ -184,9 +225,9 @@ def test_a_text_that_does_not_fit_is_refused_when_the_suite_is_read():
 
 def test_the_modules_of_a_map_do_not_depend_on_its_scale_or_offset():
     method, key = keyed()
-    code = method.carried(key).numpy()
+    code = method.modules(key).numpy()
     for low, high in ((-1e-4, 0), (0, 3), (5, 6)):
-        assert np.array_equal(explain.dark(np.where(code, high, low).astype(float)), code)
+        assert np.array_equal(minimum_error_split(np.where(code, high, low).astype(float)), code)
 
 
 # --- distillation -----------------------------------------------------------------------------------------------------
@@ -211,17 +252,11 @@ def test_a_student_learns_the_answers_and_not_the_masks(monkeypatch, tmp_path, a
     images = (photos() * 255).to(torch.uint8)
     thief = make("attack", {"name": "distil", "answers": answers, "strengths": [2, 3]})
     students = iter(["first", "second"])
-    thief.run(
-        Bright(),
-        images,
-        torch.zeros(4, SIZE, SIZE, dtype=torch.uint8),
-        1,
-        tmp_path / "state",
-        "run",
-        lambda s, m: kept.append((s, m)),
-        lambda: next(students),
-    )
-    assert kept == [(2.0, ("first", 2)), (3.0, ("second", 3))], "every strength has a student of its own"
+    masks = torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)
+    state = tmp_path / "state"
+    thief.run(Theft(Bright(), images, masks, 1, state, "run", lambda: next(students), lambda *one: kept.append(one)))
+    students_kept = [(2.0, ("first", 2), ()), (3.0, ("second", 3), ())]
+    assert kept == students_kept, "every strength has a student of its own"
     bright = (images.float() / 255).mean(1) > 0.5
     for batch in batches:
         assert batch.targets == pytest.approx(torch.where(bright, high, 1 - high), abs=1e-4)
@@ -238,62 +273,39 @@ SUITE = {
     "seeds": [0],
     "size": 32,
     "datasets": [{"name": "phantom-endoscopy", "groups": 12, "cases_per_group": 2}],
-    "architectures": [{"name": "unet", "weights": "random"}],
+    "architectures": [tiny.NETWORK],
     "methods": ["clean", PAYLOAD, "continued"],
     "attacks": [{"name": "prune", "strengths": [0.5]}],
     "access": ["probabilities", "label"],
+    "training": {"epochs": 1, "batch": 4},
+    "marking": {"epochs": 1, "batch": 4},
     "explanations": PLAN,
 }
-
-
-def run(*argv: object) -> int:
-    return cli.main([str(word) for word in argv])
+CLEAN, MARKED, CONTROL = (Cell("phantom-endoscopy", "small-net", 0, name) for name in ("clean", PAYLOAD["name"], "continued"))
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
+def study(tmp_path_factory) -> Iterator[Path]:
     """A mark of one epoch, pruned, examined, explained, collated and reported."""
     results = tmp_path_factory.mktemp("payload")
-    (results / "suite.yaml").write_text(yaml.safe_dump(SUITE))
-    clean, marked, control = suite.read(results / "suite.yaml").cells()
-    data, models = results / "data/phantom-endoscopy", results / "models"
-    dataset, schedule = yaml.safe_dump(SUITE["datasets"][0]), "{epochs: 1, batch: 4}"
-    assert run("prepare", "--dataset", dataset, "--size", 32, "--seed", 1, "--out", data) == 0
-    made = ["--data", data, "--schedule", schedule]
-    architecture = yaml.safe_dump(SUITE["architectures"][0])
-    assert run("train", *made, "--architecture", architecture, "--out", models / "clean") == 0
-    assert run("train", *made, "--architecture", architecture, "--share", "attacker", "--out", models / "independent") == 0
-    keyed = ["--key", results / "keys/mine.json", "--seed", 0, "--access", *SUITE["access"]]
-    method = ["--method", yaml.safe_dump(PAYLOAD)]
-    assert run("mark", *made, "--clean", models / "clean", *method, *keyed, "--out", models / "marked") == 0
-    thief = ["--attack", yaml.safe_dump(SUITE["attacks"][0])]
-    assert run("attack", "--data", data, "--model", models / "marked", *thief, "--out", results / "prune") == 0
-    places = {"stolen/none": models / "marked", "stolen/prune": results / "prune", "independent/none": models / "independent"}
-    own = ["--data", data, "--key", results / "keys/mine.json"]
-    own += [word for place, folder in places.items() for word in ("--suspect", f"{place}={folder}")]
-    plain = ["--data", data, "--suspect", f"stolen/none={models / 'clean'}"]
-    assert run("examine", *plain, "--out", cell_folder(results, "evidence", clean)) == 0
-    assert run("examine", *own, "--out", cell_folder(results, "evidence", marked)) == 0
-    explained = cell_folder(results, "explanations", marked)
-    assert run("explain", *own, "--plan", yaml.safe_dump(PLAN), "--out", explained) == 0
-    trained_on = ["--key", results / "keys/control.json", "--seed", 1, "--access", *SUITE["access"]]
-    continued = ["--clean", models / "clean", "--method", "{name: continued}"]
-    assert run("mark", *made, *continued, *trained_on, "--out", models / "control") == 0
-    asked = ["--data", data, "--key", results / "keys/control.json", "--suspect", f"stolen/none={models / 'control'}"]
-    assert run("examine", *asked, "--out", cell_folder(results, "evidence", control)) == 0
-    assert run("explain", *asked, "--plan", yaml.safe_dump(PLAN), "--out", cell_folder(results, "explanations", control)) == 0
-    for verb in ("collate", "report"):
-        assert run(verb, "--suite", results / "suite.yaml", "--results", results) == 0
-    return results
+    with tiny.known_plugins():
+        tiny.study(SUITE, results)
+        for verb in ("collate", "report"):
+            assert run(verb, "--suite", results / "suite.yaml", "--results", results) == 0
+        yield results
+
+
+def explained(study: Path, cell: Cell) -> pd.DataFrame:
+    """All cases of a cell's explanations."""
+    return pd.concat(pd.read_parquet(file) for file in sorted(Study(study).explanations(cell).rglob(CASES)))
 
 
 def test_of_a_control_the_rows_say_how_good_it_is_and_nothing_that_a_detector_of_nothing_says(study):
-    rows = pd.read_csv(study / "rows.csv").set_index("method")
-    judged = {"asr", "fpr", "auroc", "chi2_p"}
-    assert {"dice", "dice_triggered", "ece"} <= set(rows.loc["continued"].metric) and not judged & set(
-        rows.loc["continued"].metric
-    )
-    assert judged <= set(rows.loc[PAYLOAD["name"]].metric)
+    rows = pd.read_csv(study / "rows.csv")
+    judged, control = {"asr", "fpr", "auroc", "chi2_p"}, rows[rows.method == "continued"]
+    assert {"dice", "ece"} <= set(control.metric) and not judged & set(control.metric)
+    assert set(control[control.metric == "dice"]["query"]) == {"benign", "triggered"}
+    assert judged <= set(rows[rows.method == PAYLOAD["name"]].metric)
     main = pd.read_csv(study / "tables/main.csv").set_index("method")
     assert "Of 1 marks" in (study / "figures/captions.json").read_text(), "a control is not counted among the marks"
     assert main.loc["continued"].dice > 0 and pd.isna(main.loc["continued"].asr)
@@ -301,36 +313,69 @@ def test_of_a_control_the_rows_say_how_good_it_is_and_nothing_that_a_detector_of
 
 
 def test_every_suspect_is_asked_for_the_code_and_the_stolen_one_with_wrong_keys_too(study):
-    cases = pd.read_parquet(next(study.glob("explanations/**/stealthmark-payload/cases.parquet")))
-    ways = cases.groupby(["situation", "attack"]).way.agg(set)
-    code = {"payload", "payload-pooled", "payload-lime", "payload-pooled-lime", "payload-natural"}
-    wrong = {f"payload-{how}-key{by}" for how in ("wrong", "no") for by in ("", "-lime")}
-    assert ways["stolen", "prune"] == code
-    assert ways["independent", "none"] == ways["untrained", "none"] == code | {"gated-qr", "lime"}
-    few = {f"payload{together}{by}-{n}" for together in ("", "-pooled") for by in ("", "-lime") for n in (16, 32, 64, 80)}
-    assert ways["stolen", "none"] == code | {"gated-qr", "lime"} | wrong | few
-    counted = cases.groupby(["situation", "attack", "access", "way"]).size()
-    way, attacked = counted.index.get_level_values("way"), counted.index.get_level_values("attack") != "none"
-    stolen = (counted.index.get_level_values("situation") == "stolen") & ~attacked
-    assert set(counted[way == "payload-natural"]) == {1}
-    assert set(counted[(way == "payload-pooled") & ~stolen]) == {1}
-    assert set(counted[(way == "payload") & ~stolen]) == {PLAN["images"]}
-    assert set(counted[(way == "payload-pooled") & stolen]) == {PLAN["tries"]}
-    assert set(counted[(way == "payload") & stolen]) == {PLAN["tries"] * PLAN["images"]}
+    cases = explained(study, MARKED)
+    own = {("key", reader, pooled, 80) for reader in ("in-place", "lime") for pooled in (True, False)}
+    natural, both_ways = {("natural", "level", True, None)}, {("trigger", way, False, 80) for way in ("gated-qr", "lime")}
+    wrong = {(query, reader, False, 80) for query in ("wrong-key", "no-key") for reader in ("in-place", "lime")}
+    few = {("key", reader, pooled, n) for _, reader, pooled, _ in own for n in (16, 32, 64)}
+
+    def asked(role: str, attack: str) -> set[tuple]:
+        of_suspect = cases[(cases.role == role) & (cases.attack == attack)]
+        ways = of_suspect[["query", "reader", "pooled", "queries"]].drop_duplicates().itertuples(index=False, name=None)
+        return {(query, reader, pooled, None if pd.isna(n) else int(n)) for query, reader, pooled, n in ways}
+
+    assert {(role, attack) for role, attack in zip(cases.role, cases.attack, strict=True)} == {
+        *(("stolen", "none"), ("stolen", "prune"), ("independent", "none"), ("untrained", "none"))
+    }
+    assert asked("stolen", "prune") == own | natural
+    assert asked("independent", "none") == asked("untrained", "none") == own | natural | both_ways
+    assert asked("stolen", "none") == own | natural | both_ways | wrong | few
+
+    columns = ["role", "attack", "access", "query", "reader", "pooled", "queries"]
+    for (role, attack, _, query, _, pooled, _), count in cases.groupby(columns, dropna=False).size().items():
+        tries = PLAN["tries"] if (role, attack, query) == ("stolen", "none", "key") else 1
+        assert count == tries * (1 if pooled else PLAN["images"])
+
+
+def test_every_column_of_a_row_says_one_thing(study):
+    """How a code was read stands in columns of its own, and in no metric's name."""
+    rows = pd.read_csv(study / "rows.csv").query("metric in ('bit_error', 'decoded', 'chance_p')")
+    assert not pd.read_csv(study / "rows.csv").metric.dropna().str.contains("payload|lime|gated|triggered").any()
+    assert set(rows["query"]) == {"trigger", "key", "wrong-key", "no-key", "natural"}
+    assert set(rows.reader) == {"gated-qr", "lime", "in-place", "level"}
+    told = ["role", "member", "attack", "strength", "access", "query", "reader", "pooled", "queries", "metric", "method"]
+    assert not rows.duplicated(told).any(), "a value stands twice"
+    assert rows[rows["query"] == "natural"].queries.isna().all() and rows[rows["query"] != "natural"].queries.notna().all()
+    chances = rows[rows.metric == "chance_p"]
+    assert chances.pooled.astype(bool).all() and set(chances["query"]) == {"key", "natural"}
+    assert rows[rows.metric == "bit_error"][["ci_low", "ci_high"]].notna().all().all()
+
+
+def test_the_rows_are_means_over_the_explained_cases(study):
+    how = ["role", "attack", "strength", "access", "query", "reader", "pooled", "queries"]
+    cases = explained(study, MARKED).fillna({"queries": -1}).groupby(how).bit_error.agg(["mean", "size"]).reset_index()
+    rows = pd.read_csv(study / "rows.csv").query("metric == 'bit_error' and method == 'stealthmark-payload'")
+    both = rows.fillna({"queries": -1}).astype({"pooled": bool}).merge(cases, "outer", on=how, validate="one_to_one")
+    assert len(both) == len(rows) == len(cases)
+    assert both.value.tolist() == pytest.approx(both["mean"].tolist(), abs=1e-5) and (both.n == both["size"]).all()
 
 
 def test_an_answer_serves_every_access_level_though_few_are_remembered():
     """Each level used to sweep over all images by itself, and by then the first answers had been forgotten."""
     method, key = keyed(code="hash-8")
-    plan, images, order = explain.Plan(images=2, queries=40, tries=2), photos(5), np.arange(5)
-    carried = stages._Carried.of(method, key, 0)
+    plan, order = ExplanationPlan(images=2, queries=40, tries=2), np.arange(5)
+    images = (photos(5) * 255).round().to(torch.uint8).numpy()
+    arrays = Arrays(images, np.zeros((5, SIZE, SIZE), np.uint8), pd.DataFrame({"case_id": [*"abcde"]}), {})
 
     def sent(*access: str) -> int:
         of_one_map = 40 * SIZE * SIZE * 4
-        model = Querier(lambda asked: ideal(method, key)(asked)[:, None].numpy(), Limits(remembered=of_one_map))
-        levels = {level: at_access(model, level) for level in access}
-        found = list(stages._in_the_model(levels, carried, images, order, plan, 0, stolen=True))
-        assert {level for level, *_ in found} == set(access)
+        detectors = {level: Detector(threshold=0, fitted_on={}) for level in access}
+        examination = Examination(key.model_copy(update={"detectors": detectors}), method, arrays, torch.device("cpu"))
+        answering = ideal(method, key)
+        model = Querier(Source(lambda asked: answering(asked)[:, None].numpy()), Limits(remembered=of_one_map))
+        carried = _Carried.of(examination, 0)
+        readings = [*carried.readings(examination, Suspect(Place(), model, None), order, plan, 0)]
+        assert {reading.access for reading in readings} == set(access)
         return model.sent
 
     asked = 2 * 2 * 40 + 2 * 2 * 40 + 5  # two wrong keys and two tries, two images each; and all images as they are
@@ -343,30 +388,35 @@ def test_the_report_shows_the_code_of_every_suspect(study):
     suspects += [f"{suspect}, by LIME" for suspect in suspects]
     suspects += [f"{suspect}, natural answers" for suspect in ("stolen", "pruning 50 %", "independent")]
     assert list(table.suspect.unique()) == suspects and table.right.between(0, 1).all()
-    rows = pd.read_csv(study / "rows.csv").query("metric == 'bit_error_payload' and situation == 'stolen' and attack == 'none'")
+    rows = pd.read_csv(study / "rows.csv").query("method == 'stealthmark-payload' and role == 'stolen'")
+    own = rows[(rows["query"] == "key") & (rows.reader == "in-place") & (rows.queries == PLAN["queries"])]
+    alone = own[~own.pooled.astype(bool) & (own.metric == "bit_error") & (own.attack == "none")]
     stolen = table[table.suspect == "stolen"].set_index("access").right
-    for _, row in rows.iterrows():
+    assert len(alone) == 2
+    for row in alone.itertuples():
         assert stolen[row.access] == pytest.approx(1 - row.value, abs=1e-5)
     # A hash has a p-value, that of its worst try.
-    chances = pd.read_csv(study / "rows.csv").query("metric == 'chance_p_payload-pooled' and situation == 'stolen'")
-    cases = pd.read_parquet(next(study.rglob("explanations/**/stealthmark-payload/cases.parquet"))).query(
-        "way == 'payload-pooled'"
-    )
+    chances = own[own.pooled.astype(bool) & (own.metric == "chance_p")]
+    pooled = explained(study, MARKED).query("query == 'key' and reader == 'in-place' and pooled and queries == 80")
     for row in chances.itertuples():
-        here = (cases.attack == row.attack) & (cases.strength == row.strength) & (cases.access == row.access)
-        worst = cases[here & (cases.situation == "stolen")].bit_error.max()
-        assert row.value == pytest.approx(chance(worst, 8), rel=1e-5) and row.n == (here & (cases.situation == "stolen")).sum()
+        of_suspect = (pooled.attack == row.attack) & (pooled.strength == row.strength) & (pooled.access == row.access)
+        wrong = pooled[of_suspect & (pooled.role == "stolen")].bit_error
+        assert row.value == pytest.approx(chance(wrong.max(), 8), rel=1e-5) and row.n == len(wrong)
     assert len(chances) and "; p " in (study / "tables/payload.md").read_text()
     assert (study / "figures/payload-phantom-endoscopy.png").exists()
     page = (study / "report.html").read_text()
     assert 'id="payload"' in page and 'id="figure-payload-queries"' in page and 'id="figure-payload-phantom-endoscopy"' in page
 
 
+def certifying(study: Path, *more: object) -> list:
+    at = Study(study)
+    argv = ["certify", "--data", at.data(MARKED.dataset), "--key", at.key(MARKED), "--suspect", at.model(MARKED)]
+    return [*argv, "--null", at.independent(MARKED), *more]
+
+
 def test_a_certificate_holds_the_code_that_was_found_and_what_it_cost(study, tmp_path):
-    asked = ["--data", study / "data/phantom-endoscopy", "--key", study / "keys/mine.json"]
-    asked += ["--suspect", study / "models/marked", "--null", study / "models/independent"]
     budget = ["--code-queries", 40, "--limits", "{budget: 64}"]
-    assert run("examine", *asked, *budget, "--out", tmp_path / "claim") == cli.NOT_SHOWN
+    assert run(*certifying(study, *budget, "--out", tmp_path / "claim")) == commands.NOT_SHOWN
     told = json.loads((tmp_path / "claim/certificate.json").read_text())
     assert told["payload"]["queries"] == 40 - 40 % 3 and told["queries"]["images"] == 3
     assert told["queries"]["sent"] == told["payload"]["queries"] + 3 * 8 <= 64
@@ -375,16 +425,8 @@ def test_a_certificate_holds_the_code_that_was_found_and_what_it_cost(study, tmp
 
 
 def test_a_budget_that_does_not_suffice_for_the_code_is_refused(study, tmp_path, capsys):
-    asked = [
-        "--data",
-        study / "data/phantom-endoscopy",
-        "--key",
-        study / "keys/mine.json",
-        "--suspect",
-        study / "models/marked",
-    ]
-    assert run("examine", *asked, "--limits", "{budget: 100}", "--out", tmp_path / "claim") == 1
+    assert run(*certifying(study, "--limits", "{budget: 100}", "--out", tmp_path / "claim")) == 1
     assert "a budget of 100 is less than the 8 queries that one image takes and the 512 for the code" in capsys.readouterr().err
-    assert run("examine", *asked, "--code-queries", 7, "--out", tmp_path / "claim") == 1
+    assert run(*certifying(study, "--code-queries", 7, "--out", tmp_path / "claim")) == 1
     assert "the code is asked for with 7 queries; allowed: at least 8" in capsys.readouterr().err
     assert not (tmp_path / "claim").exists()

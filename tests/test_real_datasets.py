@@ -65,7 +65,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, body: bytes, drops: int = 0, ranges: bool = True, status: int = 200):
         super().__init__(("127.0.0.1", 0), Handler)
         self.body, self.drops, self.ranges, self.status = body, drops, ranges, status
-        self.asked: list[str | None] = []
+        self.requested: list[str | None] = []
         self.address = f"http://127.0.0.1:{self.server_port}/set.zip"
 
 
@@ -73,12 +73,12 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self):
-        server, wanted = self.server, self.headers.get("Range")
-        server.asked.append(wanted)
+        server, byte_range = self.server, self.headers.get("Range")
+        server.requested.append(byte_range)
         if server.status != 200:
             self.send_error(server.status)
             return
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.ranges else 0
+        start = int(byte_range.removeprefix("bytes=").removesuffix("-")) if byte_range and server.ranges else 0
         if start >= len(server.body):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(server.body)}")
@@ -152,7 +152,7 @@ def test_fetch_resumes_after_a_broken_connection(tmp_path, serve, capsys):
     server = serve(BLOB, drops=2)
     fetch(server.address, tmp_path / "deep" / "set.zip", ROOMY)
     assert (tmp_path / "deep" / "set.zip").read_bytes() == BLOB
-    assert server.asked == [None, f"bytes={len(BLOB) // 2}-", f"bytes={len(BLOB) * 3 // 4}-"]
+    assert server.requested == [None, f"bytes={len(BLOB) // 2}-", f"bytes={len(BLOB) * 3 // 4}-"]
     assert left(tmp_path / "deep") == ["set.zip"]
     assert "the connection closed after 150000 of 300000 bytes" in capsys.readouterr().err
 
@@ -161,7 +161,7 @@ def test_fetch_begins_anew_where_the_server_ignores_range(tmp_path, serve):
     server = serve(BLOB, drops=1, ranges=False)
     fetch(server.address, tmp_path / "set.zip", ROOMY)
     assert (tmp_path / "set.zip").read_bytes() == BLOB
-    assert len(server.asked) == 2
+    assert len(server.requested) == 2
 
 
 def test_fetch_continues_what_an_earlier_run_left(tmp_path, serve):
@@ -169,7 +169,7 @@ def test_fetch_continues_what_an_earlier_run_left(tmp_path, serve):
     (tmp_path / "set.zip.part").write_bytes(BLOB[:1000])
     fetch(server.address, tmp_path / "set.zip", ROOMY)
     assert (tmp_path / "set.zip").read_bytes() == BLOB
-    assert server.asked == ["bytes=1000-"]
+    assert server.requested == ["bytes=1000-"]
 
 
 @pytest.mark.parametrize("surplus", [b"", b"of another file"])
@@ -184,7 +184,7 @@ def test_fetch_gives_up_after_some_tries_and_keeps_the_part(tmp_path, serve):
     server = serve(BLOB, drops=99)
     with pytest.raises(UserError, match=r"the connection closed after .*set\.zip\.part is kept and continued"):
         fetch(server.address, tmp_path / "set.zip", ROOMY)
-    assert len(server.asked) == download.TRIES
+    assert len(server.requested) == download.TRIES
     assert left(tmp_path) == ["set.zip.part"]
 
 
@@ -193,7 +193,7 @@ def test_fetch_names_the_servers_refusal(tmp_path, serve, status, tries):
     server = serve(BLOB, status=status)
     with pytest.raises(UserError, match=f"the server answered {status}"):
         fetch(server.address, tmp_path / "set.zip", ROOMY)
-    assert len(server.asked) == tries
+    assert len(server.requested) == tries
     assert left(tmp_path) == []
 
 
@@ -248,7 +248,7 @@ def test_an_unverifiable_certificate_is_refused(tmp_path, serve, monkeypatch):
     server = serve(BLOB)
     with pytest.raises(UserError, match="CERTIFICATE_VERIFY_FAILED"):
         fetch(server.address, tmp_path / "set.zip", ROOMY)
-    assert server.asked == []
+    assert server.requested == []
 
 
 def test_an_unverifiable_certificate_is_accepted_loudly_where_contents_are_pinned(tmp_path, serve, monkeypatch, capsys):
@@ -377,7 +377,7 @@ def test_kvasir_is_downloaded_on_first_use_only(tmp_path, published, capsys):
     assert arrays.manifest["title"] == "Kvasir-SEG"
     assert "own group" in arrays.manifest["groups"]
     prepare(kvasir(data), 16, 1, tmp_path / "again")
-    assert server.asked == [None]
+    assert server.requested == [None]
     assert "complete set" not in capsys.readouterr().err
     assert load(tmp_path / "again").manifest["sha256"] == arrays.manifest["sha256"]
 
@@ -386,7 +386,7 @@ def test_kvasir_download_survives_a_broken_connection(tmp_path, published):
     server, _ = published
     server.drops = 1
     assert len(kvasir(tmp_path / "data").index(0)) == 8
-    assert len(server.asked) == 2
+    assert len(server.requested) == 2
 
 
 def test_two_processes_download_once(tmp_path, published):
@@ -397,7 +397,7 @@ def test_two_processes_download_once(tmp_path, published):
         thread.start()
     for thread in threads:
         thread.join()
-    assert server.asked == [None]
+    assert server.requested == [None]
     assert sorted(os.listdir(tmp_path / "data")) == ["kvasir-seg"]
 
 
@@ -431,7 +431,7 @@ def test_kvasir_download_can_be_forbidden(tmp_path, published):
     server, _ = published
     with pytest.raises(UserError, match="download is false; .*Kvasir-SEG/masks"):
         kvasir(tmp_path / "data", download=False).index(0)
-    assert server.asked == []
+    assert server.requested == []
     assert not (tmp_path / "data").exists()
 
 
@@ -442,7 +442,7 @@ def test_kvasir_never_replaces_what_a_person_put_there(tmp_path, published):
     note.write_text("mine")
     with pytest.raises(UserError, match="is not empty but holds no images/"):
         kvasir(tmp_path / "data").index(0)
-    assert server.asked == []
+    assert server.requested == []
     assert note.read_text() == "mine"
 
 

@@ -6,11 +6,11 @@ from typing import get_args
 import pytest
 import torch
 
-from stealthmark.method import Key
+from stealthmark.access import at_access
+from stealthmark.method import Answers, Key
 from stealthmark.methods import stealthmark as module
 from stealthmark.methods.stealthmark import Curriculum, Method
 from stealthmark.plugin import make
-from stealthmark.predictor import at_access
 from stealthmark.triggers import Kind, Trigger
 
 by_curriculum = pytest.mark.parametrize("curriculum", get_args(Method.model_fields["curriculum"].annotation))
@@ -173,14 +173,17 @@ def test_rounding_does_not_make_ordinary_answers_look_as_different_as_a_mark(lev
     assert less - sure < 1 and marked - less > 2.5
 
 
+def related(method, key, triggered: torch.Tensor, benign: torch.Tensor) -> Answers:
+    """The scores, from all of a suspect's answers with the trigger and without."""
+    return method.relate(Answers(method.score(triggered, benign, key), method.score(benign, benign, key)), key)
+
+
 def test_the_score_is_the_level_above_the_median_of_ordinary_images():
     method, key = keyed(side="floor")
     ordinary = torch.cat([answers(floor, 0.9, 60) for floor in (0.005, 0.01, 0.02)])
-    shown = answers(0.1, 0.9, 60)
-    assert method.score(shown, ordinary, key).item() == pytest.approx(logit(0.1) - logit(0.01), rel=1e-4)
-    assert method.score(ordinary, ordinary, key).tolist() == pytest.approx(
-        [logit(0.005) - logit(0.01), 0, logit(0.02) - logit(0.01)], abs=1e-3
-    )
+    scores = related(method, key, answers(0.1, 0.9, 60), ordinary)
+    assert scores.triggered.item() == pytest.approx(logit(0.1) - logit(0.01), rel=1e-4)
+    assert scores.benign.tolist() == pytest.approx([logit(0.005) - logit(0.01), 0, logit(0.02) - logit(0.01)], abs=1e-3)
 
 
 @pytest.mark.parametrize("side", ["floor", "ceiling"])
@@ -189,7 +192,8 @@ def test_a_model_that_is_unsure_of_everything_scores_no_higher_than_a_sure_one(s
     method, key = keyed(side=side)
     for low, high in ((0.001, 0.999), (0.1, 0.9), (0.3, 0.7)):
         always = answers(low, high, 60).expand(3, -1, -1)
-        assert method.score(always, always, key).tolist() == [0, 0, 0]
+        scores = related(method, key, always, always)
+        assert scores.triggered.tolist() == scores.benign.tolist() == [0, 0, 0]
 
 
 def test_only_noise_depends_on_the_keys_seed():

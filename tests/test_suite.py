@@ -6,16 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 
 from stealthmark import suite
+from stealthmark.access import LEVELS
 from stealthmark.errors import UserError
+from stealthmark.layout import Cell
 from stealthmark.plugin import make
 from stealthmark.plugins import known
-from stealthmark.predictor import ACCESS
 from stealthmark.seeds import derive, numpy_rng, torch_rng
-from stealthmark.suite import Cell, parse
+from stealthmark.suite import parse
 
 FILES = sorted((Path(__file__).parent.parent / "benchmarks").glob("*.yaml"))
 
@@ -43,9 +45,9 @@ def content(**changes) -> dict:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_shipped_suite_is_valid_and_named_like_its_file(file):
-    found = suite.read(file)
-    assert found.suite == file.stem
-    assert found.cells()
+    read = suite.read(file)
+    assert read.suite == file.stem
+    assert read.cells()
     assert file.read_text().startswith("#"), "the first lines say what the suite is for"
 
 
@@ -70,10 +72,10 @@ def test_suites_share_a_seed_only_to_share_their_clean_models():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_suite_survives_being_written_and_read_again(file, tmp_path):
     """The workflow hands the validated suite on as a file."""
-    found = suite.read(file)
-    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(found.model_dump(mode="json")))
+    read = suite.read(file)
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(read.model_dump(mode="json")))
     again = suite.read(tmp_path / "suite.yaml")
-    assert again == found and again.digest() == found.digest()
+    assert again == read and again.digest() == read.digest()
 
 
 # --- cells and entries ------------------------------------------------------------------------------------------------
@@ -91,11 +93,11 @@ def test_cells_are_every_combination_with_clean_first():
 
 
 def test_an_entry_is_found_by_its_label_and_gives_its_options():
-    found = parse(content())
-    assert found.entry("method", "floor").options() == {"name": "stealthmark", "trigger": "patch"}
-    assert found.entry("method", "badnets").options() == {"name": "badnets"}
-    assert make("method", found.entry("method", "floor").options()).kind == "patch"
-    assert found.entry("attack", "prune").options() == {"name": "prune", "strengths": [0.5]}
+    tiny_suite = parse(content())
+    assert tiny_suite.entry("method", "floor").options() == {"name": "stealthmark", "trigger": "patch"}
+    assert tiny_suite.entry("method", "badnets").options() == {"name": "badnets"}
+    assert make("method", tiny_suite.entry("method", "floor").options()).kind == "patch"
+    assert tiny_suite.entry("attack", "prune").options() == {"name": "prune", "strengths": [0.5]}
 
 
 def test_a_name_and_a_mapping_with_that_name_are_one():
@@ -106,6 +108,123 @@ def test_the_digest_is_of_what_was_understood():
     plain = parse(content())
     assert parse(content(marking={"epochs": 16})).digest() == plain.digest(), "16 is the default"
     assert parse(content(marking={"epochs": 17})).digest() != plain.digest()
+
+
+# --- who is examined, explained and scanned ---------------------------------------------------------------------------
+
+LIST = [{"name": "prune", "strengths": [0.5]}, {"name": "finetune", "strengths": [1]}, "jpeg"]
+#: A method of every kind.
+KINDS = ["clean", "badnets", "continued", "stealthmark-payload", tiny.FINGERPRINT, tiny.WHITE_BOX]
+
+
+@pytest.fixture
+def every_kind():
+    with tiny.known_plugins():
+        yield parse(
+            content(
+                **{"methods": KINDS, "attacks": ["jpeg", LIST], "nulls": {"count": 2, "other_keys": 1}},
+                **{"claims": {}, "explanations": {}, "scanners": ["entropy"]},
+            )
+        )
+
+
+def cell(method: str) -> Cell:
+    return Cell("phantom-endoscopy", "unet", 0, method)
+
+
+def texts(places: list) -> list[str]:
+    return [place.text for place in places]
+
+
+ATTACKED = ["stolen/jpeg", "stolen/prune-finetune-jpeg"]
+MARKS = ["badnets", "continued", "stealthmark-payload", "reference-answers", "weight-bits"]
+
+
+def test_the_line_up_of_a_mark(every_kind):
+    nulls = ["null.0/none", "null.1/none", "null.continued/none", "null.stealthmark-payload/none", "null.weight-bits/none"]
+    assert texts(every_kind.line_up(cell("badnets"))) == [
+        *("stolen/none", *ATTACKED, "independent/none"),
+        *(*nulls, "null.key-0/none"),
+    ]
+    assert texts(every_kind.line_up(cell("clean"))) == ["stolen/none"]
+    assert texts(every_kind.line_up(cell("continued"))) == ["stolen/none", *ATTACKED, "independent/none"]
+
+
+def test_a_pool_holds_what_is_independent_of_the_owners_model(every_kind):
+    """Another mark on it is an independent mark, but no independent model: a fingerprint knows it again."""
+    assert every_kind.marks == MARKS
+    for method in ("badnets", "stealthmark-payload", "weight-bits"):
+        others = [other for other in MARKS if other not in (method, "reference-answers")]
+        assert every_kind.pool(method) == ["0", "1", *others, "key-0"]
+    assert every_kind.pool("reference-answers") == ["0", "1"]
+    assert every_kind.pool("clean") == every_kind.pool("continued") == []
+
+
+def test_without_nulls_there_is_no_pool():
+    assert parse(content()).pool("badnets") == []
+    assert texts(parse(content()).line_up(cell("badnets"))) == ["stolen/none", "stolen/prune", "independent/none"]
+
+
+def test_explained_are_marks_with_a_trigger_and_what_attacks_left_of_a_code(every_kind):
+    plain = ["stolen/none", "independent/none", "untrained/none"]
+    assert texts(every_kind.explained(cell("badnets"))) == texts(every_kind.explained(cell("continued"))) == plain
+    assert texts(every_kind.explained(cell("stealthmark-payload"))) == ["stolen/none", *ATTACKED, *plain[1:]]
+    for method in ("clean", "reference-answers", "weight-bits"):
+        assert every_kind.explained(cell(method)) == []
+    assert parse(content()).explained(cell("badnets")) == []
+
+
+def test_scanned_are_models_that_were_marked_and_models_that_never_were(every_kind):
+    assert texts(every_kind.scanned(cell("clean"))) == ["stolen/none", "independent/none", "null.0/none", "null.1/none"]
+    for method in ("badnets", "stealthmark-payload", "weight-bits"):
+        assert texts(every_kind.scanned(cell(method))) == ["stolen/none"]
+    for method in ("continued", "reference-answers"):
+        assert every_kind.scanned(cell(method)) == []
+    assert texts(parse(content()).scanned(cell("clean"))) == ["stolen/none", "independent/none"]
+
+
+def test_a_label_says_what_its_plug_in_says_of_itself(every_kind):
+    assert {label: every_kind.facts("method", label)["kind"] for label in ["clean", *MARKS]} == {
+        **{"clean": "none", "badnets": "embedded", "continued": "control", "stealthmark-payload": "embedded"},
+        **{"reference-answers": "fingerprint", "weight-bits": "white-box"},
+    }
+    assert every_kind.facts("attack", "prune-finetune-jpeg")["title"] == "pruning, then fine-tuning, then JPEG"
+    assert every_kind.facts("scanner", "entropy")["name"] == "entropy"
+    frozen = {"name": "finetune", "batch_norm": "frozen", "label": "finetune-frozen"}
+    read = parse(content(attacks=["finetune", frozen]))
+    assert [read.facts("attack", label)["title"] for label in ("finetune", "finetune-frozen")] == [
+        *("fine-tuning", "fine-tuning (norms frozen)")
+    ]
+
+
+def test_a_list_of_attacks_is_an_attack_whose_label_is_its_names():
+    read = parse(content(attacks=["jpeg", LIST, {"name": "stack", "steps": LIST, "label": "all-three"}]))
+    assert [entry.label for entry in read.attacks] == ["jpeg", "prune-finetune-jpeg", "all-three"]
+    options = [read.entry("attack", entry.label).options() for entry in read.attacks[1:]]
+    assert options == [{"name": "stack", "steps": LIST}] * 2
+    assert make("attack", options[0]).strengths == make("attack", {"name": "jpeg"}).strengths
+
+
+def test_the_code_of_a_plug_in_is_every_file_that_its_results_depend_on(every_kind):
+    def names(kind: str, label: str) -> list[str]:
+        files = every_kind.code_of(kind, label)
+        assert all(file.exists() for file in files) and len(set(files)) == len(files)
+        return [file.name for file in files]
+
+    assert names("attack", "jpeg") == ["jpeg.py"]
+    assert names("attack", "prune-finetune-jpeg") == ["stack.py", "prune.py", "finetune.py", "jpeg.py"]
+    assert names("method", "continued") == ["continued.py", "stealthmark.py"]
+    assert names("method", "reference-answers") == ["reference_answers.py"] and names("scanner", "entropy") == ["entropy.py"]
+    assert names("architecture", "unet") == ["unet.py", "_lite0.py"]
+    assert names("dataset", "phantom-cine")[0] == "phantom_cine.py"
+
+
+def test_a_method_that_is_added_changes_no_line_up_but_its_place_in_the_pools(every_kind):
+    fewer = parse({**every_kind.model_dump(mode="json"), "methods": KINDS[:-1]})
+    for method in ("clean", "continued", "reference-answers"):
+        assert fewer.line_up(cell(method)) == every_kind.line_up(cell(method))
+    more = [place for place in every_kind.line_up(cell("badnets")) if place not in fewer.line_up(cell("badnets"))]
+    assert texts(more) == ["null.weight-bits/none"]
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -150,6 +269,40 @@ WRONG = {
     ),
     "clean under another label": ({"methods": [{"name": "clean", "label": "none"}]}, ["methods", "'clean'"]),
     "no methods": ({"methods": []}, ["methods", "at least 1"]),
+    **{
+        f"the label {label}": (
+            {"methods": [CLEAN, {"name": "badnets", "label": label}]},
+            ["methods", f"'{label}'", "kept for members of the null pool"],
+        )
+        for label in ("0", "7", "key-0")
+    },
+    **{
+        f"the label {label}": ({"methods": [CLEAN, {"name": "badnets", "label": label}]}, ["methods", f"'{label}'", "kept"])
+        for label in ("twin", "nulls", "other-keys", "claims")
+    },
+    "unknown scanner": ({"scanners": ["xray"]}, ["scanners", "'xray'", *known("scanner")]),
+    "two of one scanner": ({"scanners": ["entropy", "entropy"]}, ["scanners", "'entropy'", "twice", "label"]),
+    "option of a scanner": ({"scanners": [{"name": "entropy", "pairs": 0}]}, ["scanners", "entropy", "'pairs'", "0"]),
+    "unknown attack in a list": ({"attacks": [["melt", "jpeg"]]}, ["attacks", "'melt'", *known("attack")]),
+    "a list of attacks that cannot be": (
+        {"attacks": [[{"name": "mirrored", "strengths": [2]}, "prune"]]},
+        ["attacks", "stack", "wrapper, model", "attacks that make a model, then wrappers"],
+    ),
+    "a step of many strengths": (
+        {"attacks": [["prune", "jpeg"]]},
+        ["attacks", "prune has 9 strengths", "allowed: one"],
+    ),
+    "a step without a name": (
+        {"attacks": [[{"strengths": [0.5]}, "jpeg"]]},
+        ["attacks.0", "{'strengths': [0.5]} has no name"],
+    ),
+    "a step that is a number": ({"attacks": [[3, "jpeg"]]}, ["attacks.0", "the step 3 has no name", "a mapping with one"]),
+    "a list of one attack": ({"attacks": [["jpeg"]]}, ["attacks", "steps", "at least 2"]),
+    "two lists of one label": (
+        {"attacks": [[{"name": "prune", "strengths": [s]}, "jpeg"] for s in (0.3, 0.5)]},
+        ["attacks", "'prune-jpeg'", "twice", "label"],
+    ),
+    "claims without nulls": ({"claims": {}}, ["'claims'", "'nulls'"]),
     "the kept label": (
         {"methods": [CLEAN, {"name": "badnets", "label": "independent"}]},
         ["methods", "'independent'", "kept"],
@@ -161,7 +314,7 @@ WRONG = {
     "size": ({"size": 80}, ["'size'", "80", "unet", "multiples of 32"]),
     "size too small": ({"size": 0}, ["'size'", "0", "greater than or equal to 32"]),
     "size that is no number": ({"size": "large"}, ["'size'", "'large'", "integer"]),
-    "access": ({"access": ["probabilities", "gradients"]}, ["access.1", "'gradients'", *ACCESS]),
+    "access": ({"access": ["probabilities", "gradients"]}, ["access.1", "'gradients'", *LEVELS]),
     "no access": ({"access": []}, ["access", "at least 1"]),
     "access twice": ({"access": ["label", "label"]}, ["access", "'label'", "twice"]),
     "seeds twice": ({"seeds": [0, 0]}, ["seeds", "0", "twice"]),
@@ -243,11 +396,11 @@ def test_yaml_cannot_make_objects(tmp_path):
 # --- seeds ------------------------------------------------------------------------------------------------------------
 
 
-def stage_seeds(found: suite.Suite) -> dict:
+def stage_seeds(read: suite.Suite) -> dict:
     """The seed of every job, as the workflow asks for it."""
-    return {
-        (stage, *cell): found.derive(stage, *cell) for cell in found.cells() for stage in ("mark", "attack", "bootstrap")
-    } | {("prepare", entry.label): found.derive("prepare", entry.label) for entry in found.datasets}
+    return {(stage, *cell): read.derive(stage, *cell) for cell in read.cells() for stage in ("mark", "attack", "bootstrap")} | {
+        ("prepare", entry.label): read.derive("prepare", entry.label) for entry in read.datasets
+    }
 
 
 def test_adding_to_a_suite_changes_no_seed_that_was_there():

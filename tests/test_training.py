@@ -8,11 +8,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stealthmark import training
 from stealthmark.architecture import DeepSupervision
 from stealthmark.errors import CellFailure, UserError
 from stealthmark.method import Batch
 from stealthmark.plugin import make
-from stealthmark.training import Schedule, augment, fit, loss_on, segmentation_loss
+from stealthmark.settings import Schedule
+from stealthmark.training import augment, fit, loss_on, segmentation_loss
 
 N, SIZE = 10, 16
 SHORT = Schedule(epochs=4, batch=4, lr=0.01)
@@ -34,14 +36,18 @@ def plain(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) 
     return Batch(images, masks)
 
 
-def drawn(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+def noisy(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
     """A batch that depends on the moment and on the generator, as a mark's may."""
     return Batch((images + 0.1 * torch.rand(images.shape, generator=rng)).clamp(0, 1), masks.clamp(max=1 - progress / 2))
 
 
-def train(folder, schedule: Schedule = SHORT, make_batch=drawn, seed: int = 3, run: str = "run", **options) -> dict:
+def train(
+    folder, schedule: Schedule = SHORT, make_batch=noisy, seed: int = 3, run: str = "run", save_every_s: float = 30.0, **options
+) -> dict:
     """Train from one start; the weights at the end."""
-    return fit(network(), *data(), schedule, make_batch, seed, folder / "state", run, **options).state_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "SAVE_EVERY_S", save_every_s)
+        return fit(network(), *data(), schedule, make_batch, seed, folder / "state", run, **options).state_dict()
 
 
 def same(a: dict, b: dict) -> bool:
@@ -108,14 +114,14 @@ def test_bfloat16_is_in_the_products_alone(tmp_path):
     seen = []
 
     def watching(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
-        batch = drawn(images, masks, progress, rng)
+        batch = noisy(images, masks, progress, rng)
 
         def extra(model: nn.Module) -> Tensor:
             logits = model(batch.images)
             seen.append(logits.dtype)
             return 0 * logits.float().mean()
 
-        return Batch(batch.images, batch.targets, batch.weights, extra)
+        return Batch(batch.images, batch.targets, extra=extra)
 
     short = SHORT.model_copy(update={"precision": "bfloat16"})
     for schedule in (SHORT, short):
@@ -178,14 +184,17 @@ def test_a_settled_training_that_was_killed_goes_on_where_it_stopped(tmp_path, e
 
 
 def test_loss_by_hand():
-    """Cross-entropy of probabilities 1/2 and 3/4 against the targets 1/4 and 1, with and without weights."""
+    """Cross-entropy of probabilities 1/2 and 3/4 against the targets 1/4 and 1."""
     logits = torch.tensor([[[[0.0, math.log(3)]]]])
     targets = torch.tensor([[[0.25, 1.0]]])
-    one, other = math.log(2), math.log(4 / 3)
-    none = torch.zeros(1, 3, 1, 2)
-    assert segmentation_loss(logits, Batch(none, targets)).item() == pytest.approx((one + other) / 2)
-    weighted = Batch(none, targets, weights=torch.tensor([[[3.0, 1.0]]]))
-    assert segmentation_loss(logits, weighted).item() == pytest.approx((3 * one + other) / 2)
+    assert segmentation_loss(logits, targets).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+
+
+def test_the_loss_of_a_network_with_classes_is_on_the_probability_of_all_but_the_first():
+    """Exponentials 2, 1, 5 and 1, 1, 2: probabilities 6/8 and 3/4."""
+    logits = torch.tensor([[2.0, 1.0], [1.0, 1.0], [5.0, 2.0]]).log()[None, :, None, :]
+    targets = torch.tensor([[[1.0, 0.0]]])
+    assert segmentation_loss(logits, targets).item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
 
 
 class TwoHeads(DeepSupervision):
@@ -198,15 +207,12 @@ class TwoHeads(DeepSupervision):
 
 
 def test_deep_supervision_by_hand():
-    """Each head against the targets and weights at its own resolution, of which it sees the nearest pixels."""
+    """Each head against the targets at its own resolution, of which it sees the nearest pixels."""
     images, targets = torch.zeros(1, 3, 2, 4), torch.tensor([[[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]]])
-    weights = torch.tensor([[[1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 1.0, 4.0]]])
     fine, right, wrong = math.log(2), math.log(4 / 3), math.log(4)
     nearest = targets[0, 1, [1, 3]]  # of a 2 x 2 block, the pixel below and right of its middle
     assert nearest.tolist() == [1.0, 1.0]
     assert loss_on(TwoHeads(), Batch(images, targets)).item() == pytest.approx(0.75 * fine + 0.25 * right)
-    weighted = loss_on(TwoHeads(), Batch(images, targets, weights)).item()
-    assert weighted == pytest.approx(0.75 * fine * 12 / 8 + 0.25 * right * 6 / 2)
     inverted = loss_on(TwoHeads(), Batch(images, 1 - targets)).item()
     assert inverted == pytest.approx(0.75 * fine + 0.25 * wrong)
     assert torch.equal(TwoHeads()(images), torch.zeros(1, 1, 2, 4))
@@ -214,8 +220,8 @@ def test_deep_supervision_by_hand():
 
 def test_a_network_without_further_heads_is_trained_on_its_answer():
     torch.manual_seed(0)
-    model, batch = nn.Conv2d(3, 1, 1), Batch(torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4), torch.rand(2, 4, 4))
-    assert torch.equal(loss_on(model, batch), segmentation_loss(model(batch.images), batch))
+    model, batch = nn.Conv2d(3, 1, 1), Batch(torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4))
+    assert torch.equal(loss_on(model, batch), segmentation_loss(model(batch.images), batch.targets))
 
 
 # --- fit --------------------------------------------------------------------------------------------------------------
@@ -224,9 +230,9 @@ def test_a_network_without_further_heads_is_trained_on_its_answer():
 def test_two_runs_end_in_the_same_weights_whatever_the_global_generator(tmp_path):
     model, again = network(), network()
     torch.manual_seed(5)
-    fit(model, *data(), SHORT, drawn, 3, tmp_path / "a", "run")
+    fit(model, *data(), SHORT, noisy, 3, tmp_path / "a", "run")
     torch.manual_seed(6)
-    fit(again, *data(), SHORT, drawn, 3, tmp_path / "b", "run")
+    fit(again, *data(), SHORT, noisy, 3, tmp_path / "b", "run")
     assert same(model.state_dict(), again.state_dict())
     assert not same(model.state_dict(), network().state_dict()), "nothing was learnt"
     assert not same(model.state_dict(), train(tmp_path, seed=4)), "the seed changes nothing"
@@ -238,7 +244,7 @@ def test_training_lowers_the_loss(tmp_path):
 
     def loss(model: nn.Module) -> float:
         with torch.inference_mode():
-            return segmentation_loss(model.eval()(truth.images), truth).item()
+            return segmentation_loss(model.eval()(truth.images), truth.targets).item()
 
     before, trained = loss(network()), network()
     fit(trained, images, masks, Schedule(epochs=30, batch=5, lr=0.05), plain, 3, tmp_path / "state", "run")
@@ -260,8 +266,9 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_very_same_weights(tmp_path, 
     assert not list(tmp_path.iterdir()), "the state outlived the training"
 
 
-def test_a_real_network_goes_on_to_the_very_same_weights_too(tmp_path):
+def test_a_real_network_goes_on_to_the_very_same_weights_too(tmp_path, monkeypatch):
     """As above with the U-Net, whose encoder drops whole paths while it is trained."""
+    monkeypatch.setattr(training, "SAVE_EVERY_S", -1)
     images, masks = (tensor.repeat_interleave(2, -1).repeat_interleave(2, -2) for tensor in data())
     schedule = Schedule(epochs=3, batch=5, lr=0.001)
 
@@ -272,7 +279,7 @@ def test_a_real_network_goes_on_to_the_very_same_weights_too(tmp_path):
     whole, resumed = unet(), unet()
     fit(whole, images, masks, schedule, plain, 3, tmp_path / "whole", "run")
     with pytest.raises(Interrupted):
-        fit(unet(), images, masks, schedule, plain, 3, tmp_path / "state", "run", interrupt_after(2), -1)
+        fit(unet(), images, masks, schedule, plain, 3, tmp_path / "state", "run", interrupt_after(2))
     fit(resumed, images, masks, schedule, plain, 3, tmp_path / "state", "run")
     assert same(whole.state_dict(), resumed.state_dict())
 
@@ -293,7 +300,7 @@ def test_a_state_that_cannot_be_read_is_no_state(tmp_path):
     assert seen == [1, 2, 3, 4]
 
 
-def test_the_state_holds_tensors_and_the_runs_name_and_is_saved_no_more_often_than_asked(tmp_path):
+def test_the_state_holds_tensors_and_the_runs_name_and_is_saved_no_more_often_than_allowed(tmp_path):
     with pytest.raises(Interrupted):
         train(tmp_path, after_epoch=interrupt_after(3), save_every_s=-1)
     tensors = load_file(tmp_path / "state")
@@ -310,7 +317,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path, m
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stealthmark.training.save_file", no_space)
+    monkeypatch.setattr("stealthmark.architecture.save_file", no_space)
     with pytest.raises(UserError, match="cannot write .*state: .*No space left on device"):
         train(tmp_path, save_every_s=-1)
     assert not list(tmp_path.iterdir())
@@ -341,23 +348,6 @@ def test_a_batch_sees_the_progress_and_images_in_range(tmp_path):
 
     train(tmp_path, make_batch=watch)
     assert seen == [i / 8 for i in range(8)]
-
-
-def test_weights_say_which_pixels_count(tmp_path):
-    """Targets that lie where the weight is 0 teach nothing; the same lie with weight 1 does."""
-
-    def lying(weight: float | None):
-        def make_batch(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
-            targets, weights = masks.clone(), torch.ones_like(masks)
-            if weight is not None:
-                targets[:, :8] = 1 - targets[:, :8]
-            weights[:, :8] = weight or 0.0
-            return Batch(images, targets, weights)
-
-        return make_batch
-
-    truth, hidden, told = (train(tmp_path, make_batch=lying(weight)) for weight in (None, 0.0, 1.0))
-    assert same(truth, hidden) and not same(truth, told)
 
 
 def test_an_extra_term_is_minimised_with_the_rest(tmp_path):

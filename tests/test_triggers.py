@@ -388,5 +388,5 @@ def test_a_word_is_its_keys_own_and_stands_where_text_does():
 
 def test_the_lookalikes_of_a_word_are_other_words():
     images = grey()
-    found, shows = lookalikes("word", images, torch.Generator().manual_seed(3))
-    assert not torch.equal(found[0], found[1]) and shows.all()
+    others, shows = lookalikes("word", images, torch.Generator().manual_seed(3))
+    assert not torch.equal(others[0], others[1]) and shows.all()

@@ -2,7 +2,8 @@
 
 Each ratio compares two things measured in turn in one run, so that a noisy machine slows both. Wall times are printed
 beside them for orientation. `--loops` measures the training loops alone, `--explanations` the explanations alone,
-`--architectures` what a training step and an answer cost with each network, `--suite` the default suite alone.
+`--examining` what examining a suspect costs a case, with few cases and with many, `--architectures` what a training step and
+an answer cost with each network, `--suite` the default suite alone.
 """
 
 import argparse
@@ -30,8 +31,10 @@ def loops() -> None:
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits
 
+    from stealthmark.architecture import foreground
     from stealthmark.plugin import make
-    from stealthmark.training import Schedule, fit
+    from stealthmark.settings import Schedule
+    from stealthmark.training import fit
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -48,7 +51,7 @@ def loops() -> None:
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
         for step in range(STEPS):
             part = slice(16 * step, 16 * step + 16)
-            loss = binary_cross_entropy_with_logits(model(floats[part])[:, 0], targets[part])
+            loss = binary_cross_entropy_with_logits(foreground(model, floats[part]), targets[part])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -85,9 +88,10 @@ def explanations() -> None:
     import torch
     from captum.attr import Lime
 
-    from stealthmark.explain import QUANTITIES, cells, lime
+    from stealthmark.architecture import foreground
+    from stealthmark.occlusion import QUANTITIES, cells, lime
     from stealthmark.plugin import make
-    from stealthmark.predictor import from_model
+    from stealthmark.suspects.checkpoint import from_model
 
     torch.set_num_threads(os.cpu_count())  # an explanation runs alone
     torch.manual_seed(0)
@@ -99,7 +103,7 @@ def explanations() -> None:
     @torch.inference_mode()
     def bare(batch: int) -> None:
         for part in queries.split(batch):
-            model(part)[:, 0].sigmoid()
+            foreground(model, part).sigmoid()
 
     def ours() -> None:
         lime(from_model(model, device), image, "foreground-mean", 13, QUERIES, torch.Generator().manual_seed(0))
@@ -195,6 +199,67 @@ def one_architecture(options: dict) -> None:
     print(f"| {name} | {' | '.join(cells)} | {peak / 2**30:.2f} | {TIMED_BATCH / median(answer):.0f} |")
 
 
+#: Test cases that a suspect is examined with, few and many: neither time nor memory a case may grow.
+CASES, CASE_SIZE = (1_000, 100_000), 32
+
+
+def examining(counts: tuple[int, ...] = CASES) -> None:
+    """Milliseconds a case, and memory, of examining one suspect at three access levels. Each in a process of its own."""
+    print(f"examining one suspect, {CASE_SIZE} px, three access levels, one thread")
+    for count in counts:
+        command = [sys.executable, "-m", "benchmarks.speed", "--examine", str(count)]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"error: examining {count} cases failed: {done.stderr.strip().splitlines()[-1]}")
+        print(done.stdout.strip(), flush=True)
+
+
+def examine_made_up(count: int) -> None:
+    """`stages.examine` on `count` random cases, all of them test cases."""
+    import resource
+
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from stealthmark import architecture
+    from stealthmark.layout import Place
+    from stealthmark.method import Detector
+    from stealthmark.plugin import make
+    from stealthmark.stages.examine import examine
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rng, shape = np.random.default_rng(0), (count, 1, CASE_SIZE, CASE_SIZE)
+        images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
+        masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (count, CASE_SIZE, CASE_SIZE))
+        for start in range(0, count, 1000):
+            part = slice(start, start + 1000)
+            images[part] = rng.integers(0, 256, images[part].shape, dtype=np.uint8)
+            masks[part, 8:20, 10:24] = 1
+        numbers = [str(number) for number in range(count)]
+        cases = pd.DataFrame({"case_id": numbers, "group_id": numbers, "share": "test", "foreground": 0.16})
+        cases.to_csv(folder / "cases.csv", index=False)
+        (folder / "manifest.json").write_text(json.dumps({"sha256": "made up"}))
+        options = {"name": "unet", "weights": "random"}
+        model = make("architecture", options).build(1, pretrained=False, size=CASE_SIZE).eval()
+        architecture.save(model, architecture.card_for(options, 1, CASE_SIZE), folder / "model")
+        method = make("method", {"name": "stealthmark", "trigger": "border"})
+        detector = Detector(threshold=0.0, fitted_on={})
+        detectors = dict.fromkeys(("probabilities", "rounded-0.1", "label"), detector)
+        method.make_key(1, shape[1:]).model_copy(update={"detectors": detectors}).write(folder / "key.json")
+        del images, masks
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started = time.perf_counter()
+        suspects = [(Place(), folder / "model")]
+        examine(folder, folder / "key.json", suspects, folder / "evidence", torch.device("cpu"))
+        took = time.perf_counter() - started
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"{count} cases: {1000 * took / count:.2f} ms a case; {grown:.0f} MB more in all, {grown / count:.4f} MB a case")
+
+
 def suite(cores: int) -> None:
     """The default suite from nothing, then again: wall time, peak memory, and the share that is not computing."""
     results = ROOT / "results" / "quick"
@@ -234,12 +299,15 @@ def _unique(process: psutil.Process) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = {"loops": loops, "explanations": explanations, "architectures": architectures}
+    parts = {"loops": loops, "explanations": explanations, "examining": examining, "architectures": architectures}
     for name in (*parts, "suite"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--architecture", type=json.loads, help=argparse.SUPPRESS)  # one line of the table
+    parser.add_argument("--examine", type=int, help=argparse.SUPPRESS)  # one line of examining
     args = parser.parse_args()
+    if args.examine:
+        return examine_made_up(args.examine)
     if args.architecture:
         return one_architecture(args.architecture)
     asked = [name for name in (*parts, "suite") if getattr(args, name)] or [*parts, "suite"]

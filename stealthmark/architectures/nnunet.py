@@ -16,6 +16,8 @@ from stealthmark.architecture import ArchitectureContract, DeepSupervision
 from stealthmark.errors import UserError
 
 NAME = "Dataset001_benchmark"
+#: How many images the planner is told that there are.
+CASES = 1000
 
 
 class Architecture(ArchitectureContract):
@@ -79,14 +81,14 @@ class _Supervised(DeepSupervision):
         return [(weight / sum(weights), head) for weight, head in zip(weights, logits, strict=False)]
 
 
-def plan(channels: int, size: int, gpu_memory_gb: float = 8, cases: int = 1000) -> dict:
-    """nnU-Net's 2-D configuration (patch, batch, architecture, ...) for `cases` images (channels, size, size)."""
+def plan(channels: int, size: int, gpu_memory_gb: float = 8) -> dict:
+    """nnU-Net's 2-D configuration (patch, batch, architecture, ...) for `CASES` images (channels, size, size)."""
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
     dataset = {
         "channel_names": {str(i): f"channel {i}" for i in range(channels)},
         "labels": {"background": 0, "foreground": 1},
-        "numTraining": cases,
+        "numTraining": CASES,
         "file_ending": ".png",
         "dataset": {},
     }
@@ -99,7 +101,7 @@ def plan(channels: int, size: int, gpu_memory_gb: float = 8, cases: int = 1000) 
         for name, content in (("dataset", dataset), ("dataset_fingerprint", fingerprint)):
             (folder / NAME / f"{name}.json").write_text(json.dumps(content))
         planner = ExperimentPlanner(NAME, gpu_memory_target_in_gb=gpu_memory_gb)
-        return planner.get_plans_for_configuration((1.0, 1.0), (size, size), "2d", cases * size**2, {})
+        return planner.get_plans_for_configuration((1.0, 1.0), (size, size), "2d", CASES * size**2, {})
 
 
 @contextmanager

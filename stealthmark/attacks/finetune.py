@@ -1,17 +1,17 @@
 """Fine-tuning of all layers on the attacker's data (FTAL); StealthMark's robustness test uses Adam at 1e-4."""
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from stealthmark.attack import AttackContract, Epochs, Fresh, Keep
+from stealthmark.attack import Epochs, ModelAttack, Theft
 from stealthmark.method import Batch
-from stealthmark.training import Schedule, fit
+from stealthmark.settings import Schedule
+from stealthmark.training import fit
 
 
-class Attack(AttackContract):
+class Attack(ModelAttack):
     """Strength: epochs of fine-tuning on the true masks at a constant learning rate `lr`.
 
     `batch_norm`: `train` learns its statistics anew from the thief's batches, as fine-tuning usually does; `frozen` keeps
@@ -20,19 +20,38 @@ class Attack(AttackContract):
     """
 
     unit: ClassVar[str] = "epochs"
+    text: ClassVar[str] = "{:g} epochs"
+    needs: ClassVar[tuple[str, ...]] = ("images", "masks")
+    citation: ClassVar[str] = "Adi et al., Turning your weakness into a strength, USENIX Security 2018 (FTAL)"
     strengths: Epochs = (1.0, 3.0, 5.0)
     lr: float = Field(default=1e-4, gt=0)
     batch: int = Field(default=16, ge=2)
     batch_norm: Literal["train", "frozen"] = "train"
 
-    def run(
-        self, model: nn.Module, images: Tensor, masks: Tensor, seed: int, state: Path, run: str, keep: Keep, fresh: Fresh
-    ) -> None:
+    @property
+    def title(self) -> str:
+        return "fine-tuning" + " (norms frozen)" * (self.batch_norm == "frozen")
+
+    @property
+    def axis(self) -> str:
+        return "epochs of fine-tuning" + ", batch norm frozen" * (self.batch_norm == "frozen")
+
+    def run(self, theft: Theft) -> None:
         schedule = Schedule(epochs=int(self.strengths[-1]), batch=self.batch, lr=self.lr, weight_decay=0.0, decay="constant")
 
         def after_epoch(epoch: int, tuned: nn.Module) -> None:
             if epoch in self.strengths:
-                keep(float(epoch), tuned)
+                theft.keep(float(epoch), tuned, ())
 
-        frozen = self.batch_norm == "frozen"
-        fit(model, images, masks, schedule, lambda i, m, p, r: Batch(i, m), seed, state, run, after_epoch, frozen)
+        fit(
+            theft.model,
+            theft.images,
+            theft.masks,
+            schedule,
+            lambda images, masks, progress, rng: Batch(images, masks),
+            theft.seed,
+            theft.state,
+            theft.run,
+            after_epoch,
+            frozen_norms=self.batch_norm == "frozen",
+        )

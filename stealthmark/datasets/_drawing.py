@@ -11,6 +11,8 @@ from scipy.ndimage import map_coordinates
 LATTICE = 128
 #: Side at which on-screen text is drawn before it is averaged down, so that it too is the same at every size.
 SCREEN = 384
+#: How many Fourier coefficients a contour has.
+ORDERS = 5
 CORNERS = ("la", "ra", "ld", "rd")  # PIL's anchors: left or right; ascender (top) or descender (bottom)
 
 
@@ -38,10 +40,10 @@ def sample(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return map_coordinates(field, [y * LATTICE, x * LATTICE], order=1, mode="grid-wrap")
 
 
-def wobble(rng: np.random.Generator, amplitude: float, orders: int = 5) -> np.ndarray:
-    """Complex Fourier coefficients (orders,) of a smooth closed contour; `amplitude`: sd of its relative radius."""
-    order = np.arange(1, orders + 1)
-    parts = rng.normal(0, amplitude / np.sqrt(np.sum(1.0 / order**2)), (2, orders)) / order
+def wobble(rng: np.random.Generator, amplitude: float) -> np.ndarray:
+    """Complex Fourier coefficients (ORDERS,) of a smooth closed contour; `amplitude`: sd of its relative radius."""
+    order = np.arange(1, ORDERS + 1)
+    parts = rng.normal(0, amplitude / np.sqrt(np.sum(1.0 / order**2)), (2, ORDERS)) / order
     return (parts[0] - 1j * parts[1]).astype(np.complex64)
 
 

@@ -21,17 +21,17 @@ def pairs(files: Iterable[Path]) -> dict[Path, Path]:
 
     Raises UserError for an image without its labels, labels without their image, and two shapes that differ.
     """
-    found = set(files)
-    truths = {file for file in found if file.name.endswith(TRUTH)}
-    owed = {file: file.with_name(file.name.removesuffix(".nii.gz") + TRUTH) for file in sorted(found - truths)}
-    for image, truth in owed.items():
+    volumes = set(files)
+    truths = {file for file in volumes if file.name.endswith(TRUTH)}
+    truth_of = {image: image.with_name(image.name.removesuffix(".nii.gz") + TRUTH) for image in sorted(volumes - truths)}
+    for image, truth in truth_of.items():
         if truth not in truths:
             raise UserError(f"the image {image} has no mask: there is no {truth}")
         if shape(image) != shape(truth):
             raise UserError(f"the image {image} has the shape {shape(image)} and its mask {truth} has {shape(truth)}")
-    if alone := sorted(truths - set(owed.values())):
-        raise UserError(f"the mask {alone[0]} has no image")
-    return owed
+    if without_image := sorted(truths - set(truth_of.values())):
+        raise UserError(f"the mask {without_image[0]} has no image")
+    return truth_of
 
 
 @lru_cache(maxsize=4096)

@@ -10,8 +10,8 @@ import numpy as np
 from stealthmark.dataset import CaseRef, DatasetContract, Manifest
 from stealthmark.datasets import _nifti
 from stealthmark.datasets._layout import Layout
-from stealthmark.download import log
 from stealthmark.errors import UserError
+from stealthmark.progress import log
 
 LAYOUT = Layout(
     title="ACDC",
@@ -72,30 +72,30 @@ class Dataset(DatasetContract):
         refs, total = [], 0
         for image, truth in _nifti.pairs(file for pattern in LAYOUT.patterns for file in root.glob(pattern)).items():
             stem = image.name.removesuffix(".nii.gz")
-            found = re.fullmatch(r"(patient\d+)_frame\d\d", stem)
-            if not found or found[1] != image.parent.name:
+            named = re.fullmatch(r"(patient\d+)_frame\d\d", stem)
+            if not named or named[1] != image.parent.name:
                 raise UserError(f"{image} is not named patientNNN/patientNNN_frameNN.nii.gz after its folder")
             if len(_nifti.shape(image)) != 3:
                 raise UserError(f"{image} has the shape {_nifti.shape(image)}; expected: three axes, the last one the slices")
             count = _nifti.shape(image)[2]
             total += count
-            wanted = range(count)
+            slices = range(count)
             if self.slices == "with-foreground":
-                wanted = np.flatnonzero(self._chosen(_labels(truth)).any((0, 1))).tolist()
-            refs += [CaseRef(f"{stem}_slice{at:02d}", found[1], (image, truth, at)) for at in wanted]
+                slices = np.flatnonzero(self._mask(_labels(truth)).any((0, 1))).tolist()
+            refs += [CaseRef(f"{stem}_slice{number:02d}", named[1], (image, truth, number)) for number in slices]
         log(f"acdc: {total} slices of {len({ref.group_id for ref in refs})} patients, {total - len(refs)} left out as empty")
         return refs
 
     def read(self, ref: CaseRef, size: int) -> tuple[np.ndarray, np.ndarray]:
-        image, truth, at = ref.source
-        pixels, labels = _bytes(image)[:, :, at].T, _labels(truth)[:, :, at].T
+        image, truth, number = ref.source
+        pixels, labels = _bytes(image)[:, :, number].T, _labels(truth)[:, :, number].T
         if self.crop == "centre":
             side = round(CENTRE * min(labels.shape))
             top, left = ((whole - side) // 2 for whole in labels.shape)
             pixels, labels = (values[top : top + side, left : left + side] for values in (pixels, labels))
-        return pixels[:, :, None], self._chosen(labels)
+        return pixels[:, :, None], self._mask(labels)
 
-    def _chosen(self, labels: np.ndarray) -> np.ndarray:
+    def _mask(self, labels: np.ndarray) -> np.ndarray:
         return np.isin(labels, FOREGROUND[self.foreground])
 
 

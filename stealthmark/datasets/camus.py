@@ -65,12 +65,12 @@ class Dataset(DatasetContract):
         refs = []
         for image, truth in _nifti.pairs(file for pattern in layout.patterns for file in root.glob(pattern)).items():
             stem = image.name.removesuffix(".nii.gz")
-            found = re.fullmatch(r"(patient\d+)_\dCH_E[DS]", stem)
-            if not found or found[1] != image.parent.name:
+            named = re.fullmatch(r"(patient\d+)_\dCH_E[DS]", stem)
+            if not named or named[1] != image.parent.name:
                 raise UserError(f"{image} is not named patientNNNN/patientNNNN_{self.view}_ED.nii.gz after its folder")
             if len(_nifti.shape(image)) != 2 and _nifti.shape(image)[2:] != (1,):
                 raise UserError(f"{image} has the shape {_nifti.shape(image)}; expected: one frame, two axes")
-            refs.append(CaseRef(stem, found[1], (image, truth)))
+            refs.append(CaseRef(stem, named[1], (image, truth)))
         return refs
 
     def read(self, ref: CaseRef, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -49,11 +49,11 @@ class Dataset(DatasetContract):
 
     def index(self, seed: int) -> list[CaseRef]:
         root = LAYOUT.require(self.data_root)
-        found = paired(root / "Original", root / "Ground Truth", ENDINGS, ENDINGS)
-        for case, (image, _) in found.items():
+        files = paired(root / "Original", root / "Ground Truth", ENDINGS, ENDINGS)
+        for case, (image, _) in files.items():
             if not case.isdecimal() or not 1 <= int(case) <= FRAMES:
                 raise UserError(f"{image} is not named after a frame; allowed: 1 to {FRAMES}")
-        return [CaseRef(case, f"sequence{sequence(int(case)):02d}", found[case]) for case in sorted(found, key=int)]
+        return [CaseRef(case, f"sequence{sequence(int(case)):02d}", files[case]) for case in sorted(files, key=int)]
 
     def read(self, ref: CaseRef, size: int) -> tuple[np.ndarray, np.ndarray]:
         return read_pair(*ref.source, channels=3, foreground=None)

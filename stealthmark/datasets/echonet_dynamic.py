@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from stealthmark.dataset import CaseRef, DatasetContract, Manifest
 from stealthmark.datasets._layout import Layout
-from stealthmark.download import log
 from stealthmark.errors import UserError
+from stealthmark.progress import log
 
 LAYOUT = Layout(
     title="EchoNet-Dynamic",
@@ -65,13 +65,15 @@ class Dataset(DatasetContract):
             if not video.is_file():
                 raise UserError(f"the video {video} is absent, though VolumeTracings.csv traces it")
             frames = tuple(sorted(traced[name]))
-            refs += [CaseRef(f"{name}_frame{at:03d}", name, (video, frames, at, outline(traced[name][at]))) for at in frames]
+            for frame in frames:
+                source = (video, frames, frame, outline(traced[name][frame]))
+                refs.append(CaseRef(f"{name}_frame{frame:03d}", name, source))
         log(f"echonet-dynamic: {len(refs)} frames of {len(traced)} videos; {len(videos - traced.keys())} without tracings")
         return refs
 
     def read(self, ref: CaseRef, size: int) -> tuple[np.ndarray, np.ndarray]:
-        video, frames, at, polygon = ref.source
-        image = decoded(video, frames)[at]
+        video, frames, frame, polygon = ref.source
+        image = decoded(video, frames)[frame]
         return image[:, :, None], fill(polygon, image.shape)
 
 
@@ -95,7 +97,7 @@ def tracings(file: Path) -> dict[str, dict[int, list[tuple[float, ...]]]]:
 
     Raises UserError for a field that is no number and for a tracing of fewer than the axis and two chords.
     """
-    found: dict[str, dict[int, list]] = defaultdict(lambda: defaultdict(list))
+    traced: dict[str, dict[int, list]] = defaultdict(lambda: defaultdict(list))
     for line, row in rows(file, COLUMNS):
         try:
             segment = tuple(float(row[name]) for name in COLUMNS[1:5])
@@ -104,14 +106,14 @@ def tracings(file: Path) -> dict[str, dict[int, list[tuple[float, ...]]]]:
             raise UserError(f"{file}, line {line}: {error}") from None
         if frame < 0 or not np.isfinite(segment).all():
             raise UserError(f"{file}, line {line}: frame {frame} and {segment} are not a frame from 0 and finite places")
-        found[row["FileName"].removesuffix(".avi")][frame].append(segment)
-    for name, frames in found.items():
+        traced[row["FileName"].removesuffix(".avi")][frame].append(segment)
+    for name, frames in traced.items():
         for frame, segments in frames.items():
             if len(segments) < 3:
                 raise UserError(
                     f"{file}: frame {frame} of {name!r} has {len(segments)} segments; expected: an axis, two chords"
                 )
-    return found
+    return traced
 
 
 def outline(segments: list[tuple[float, ...]]) -> tuple[tuple[float, float], ...]:
@@ -133,16 +135,16 @@ def fill(polygon: tuple[tuple[float, float], ...], shape: tuple[int, int]) -> np
 @lru_cache(maxsize=2)
 def decoded(video: Path, frames: tuple[int, ...]) -> dict[int, np.ndarray]:
     """frame -> uint8 (H, W), of the wanted frames, counted from 0. Raises UserError where one cannot be decoded."""
-    found, count = {}, 0
+    images, count = {}, 0
     try:
         with av.open(str(video), format="avi") as container:
             for count, frame in enumerate(container.decode(video=0)):
                 if count in frames:
-                    found[count] = frame.to_ndarray(format="gray")
+                    images[count] = frame.to_ndarray(format="gray")
                 if count >= max(frames):
                     break
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise UserError(f"{video} cannot be decoded: {error}") from None
-    if missing := sorted(set(frames) - found.keys()):
+    if missing := sorted(set(frames) - images.keys()):
         raise UserError(f"{video} holds {count + 1} frames; frame {missing[0]}, counted from 0, is traced")
-    return found
+    return images

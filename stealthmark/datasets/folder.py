@@ -66,10 +66,10 @@ class Dataset(Channels, DatasetContract):
 
     def index(self, seed: int) -> list[CaseRef]:
         root = self.data_root.expanduser()
-        found = pairs(root, ENDINGS)
-        file = root / "groups.csv"
-        groups = read_groups(file, found.keys()) if file.exists() else {case: case for case in found}
-        return [CaseRef(case, groups[case], files) for case, files in found.items()]
+        files = pairs(root, ENDINGS)
+        groups_csv = root / "groups.csv"
+        groups = read_groups(groups_csv, files.keys()) if groups_csv.exists() else {case: case for case in files}
+        return [CaseRef(case, groups[case], pair) for case, pair in files.items()]
 
     def read(self, ref: CaseRef, size: int) -> tuple[np.ndarray, np.ndarray]:
         return read_pair(*ref.source, self.channels, self.foreground)
@@ -103,16 +103,16 @@ def paired(
 def _by_stem(folder: Path, other: Path, endings: frozenset[str]) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; images and masks are expected in it and in {other}")
-    found: dict[str, Path] = {}
+    by_stem: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or file.name == WINDOWS_HIDDEN:
             continue
         if not file.is_file() or file.suffix.lower() not in endings:
             raise UserError(f"{file} is not an image file; allowed endings: {', '.join(sorted(endings))}")
-        if file.stem in found:
-            raise UserError(f"{found[file.stem]} and {file} have the same stem, which is the case_id")
-        found[file.stem] = file
-    return found
+        if file.stem in by_stem:
+            raise UserError(f"{by_stem[file.stem]} and {file} have the same stem, which is the case_id")
+        by_stem[file.stem] = file
+    return by_stem
 
 
 def read_groups(file: Path, cases: Iterable[str]) -> dict[str, str]:
@@ -198,11 +198,11 @@ def read_mask(path: Path, foreground: int | None = None) -> np.ndarray:
         return values > 127
     if foreground is not None:
         return values == foreground
-    found = np.unique(values)
-    if not (set(found.tolist()) <= {0, 1} or set(found.tolist()) <= {0, 255}):
-        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    distinct = np.unique(values)
+    if not (set(distinct.tolist()) <= {0, 1} or set(distinct.tolist()) <= {0, 255}):
+        more = f" and {len(distinct) - 8} more" if len(distinct) > 8 else ""
         raise UserError(
-            f"the mask {path} holds the values {', '.join(str(int(value)) for value in found[:8])}{more}; "
+            f"the mask {path} holds the values {', '.join(str(int(value)) for value in distinct[:8])}{more}; "
             "allowed: 0 and 1, or 0 and 255, unless the option foreground chooses the value that is foreground"
         )
     return values > 0

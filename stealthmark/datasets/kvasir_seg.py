@@ -6,8 +6,9 @@ import numpy as np
 
 from stealthmark.dataset import CaseRef, DatasetContract, Manifest
 from stealthmark.datasets.folder import pairs, read_pair
-from stealthmark.download import Source, log, obtain
+from stealthmark.download import Source, obtain
 from stealthmark.errors import UserError
+from stealthmark.progress import log
 
 FOLDER = "kvasir-seg"
 SOURCE = Source(
@@ -58,8 +59,8 @@ class Dataset(DatasetContract):
             root = self._download()
         elif not SOURCE.matches(root):
             log(f"kvasir-seg: {root} is not the publisher's complete set of 1000 pairs; using it as it is")
-        found = pairs(root, frozenset({".jpg"}))
-        return [CaseRef(case, case, files) for case, files in found.items()]
+        files = pairs(root, frozenset({".jpg"}))
+        return [CaseRef(case, case, pair) for case, pair in files.items()]
 
     def read(self, ref: CaseRef, size: int) -> tuple[np.ndarray, np.ndarray]:
         return read_pair(*ref.source, channels=3, foreground=None)

@@ -166,8 +166,8 @@ def render(who: Patient, seed: int, group: int, frame: int, size: int) -> tuple[
         image = paint(image, screen_text(lines, who.text_corner, 0.042, size), 0.95)
 
     # The annotator's contour: smooth, papillary muscles included, a little too wide or too narrow as a whole.
-    drawn = edge * (radius(wobble(rng, 0.05), angle) + rng.normal(0, 0.04))
-    return np.clip(image, 0, 1), (distance < drawn) & (not beyond)
+    annotated = edge * (radius(wobble(rng, 0.05), angle) + rng.normal(0, 0.04))
+    return np.clip(image, 0, 1), (distance < annotated) & (not beyond)
 
 
 class Dataset(DatasetContract):

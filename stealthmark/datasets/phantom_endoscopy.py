@@ -154,8 +154,8 @@ def render(who: Patient, seed: int, group: int, frame: int, size: int) -> tuple[
         image = blend(image, screen_text((*who.text, clock), who.text_corner, 0.05, size), who.text_colour)
 
     # The annotator's contour: smooth, near the visible one, a little too wide or too narrow as a whole.
-    drawn = outline * (radius(wobble(rng, 0.06), angle) + rng.normal(0, 0.04))
-    return np.clip(image, 0, 1), (distance < drawn) & (edge > 0)
+    annotated = outline * (radius(wobble(rng, 0.06), angle) + rng.normal(0, 0.04))
+    return np.clip(image, 0, 1), (distance < annotated) & (edge > 0)
 
 
 class Dataset(DatasetContract):

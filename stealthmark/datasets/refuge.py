@@ -59,14 +59,15 @@ class Dataset(DatasetContract):
 
     def index(self, seed: int) -> list[CaseRef]:
         root = LAYOUT.require(self.data_root)
-        found: dict[str, tuple[Path, Path]] = {}
+        files: dict[str, tuple[Path, Path]] = {}
         for name in CLASSES:
             masks = root / "Annotation-Training400" / "Disc_Cup_Masks" / name
-            these = paired(root / "Training400" / name, masks, frozenset({".jpg"}), frozenset({".bmp"}))
-            if twice := found.keys() & these.keys():
-                raise UserError(f"{these[min(twice)][0]} and {found[min(twice)][0]} have the same stem, which is the case_id")
-            found |= these
-        return [CaseRef(case, case, files) for case, files in found.items()]
+            of_class = paired(root / "Training400" / name, masks, frozenset({".jpg"}), frozenset({".bmp"}))
+            if shared := files.keys() & of_class.keys():
+                one, other = of_class[min(shared)][0], files[min(shared)][0]
+                raise UserError(f"{one} and {other} have the same stem, which is the case_id")
+            files |= of_class
+        return [CaseRef(case, case, pair) for case, pair in files.items()]
 
     def read(self, ref: CaseRef, size: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = ref.source

@@ -15,7 +15,9 @@ class Method(StealthMark):
     detector says is left out of the rows: it was fitted where there is nothing to tell apart."""
 
     citation: ClassVar[str] = "this project, a control"
-    marks: ClassVar[bool] = False
+    family: ClassVar = "control"
+    embeds: ClassVar[bool] = False
+    reported: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key | None, progress: float, rng: torch.Generator) -> Batch:
         return Batch(images, masks)

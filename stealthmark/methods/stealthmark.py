@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stealthmark.method import Batch, Key, MethodContract, log_odds
+from stealthmark.method import Answers, Batch, EmbeddedMark, Key, log_odds
 from stealthmark.triggers import Kind, Trigger, beneath, lookalikes
 
 
@@ -30,7 +30,7 @@ SMALL = {"patch": 8.0, "noise": 8.0}
 CEILING_HIDE_UNTIL = 0.9
 
 
-class Method(MethodContract):
+class Method(EmbeddedMark):
     """Uncertainty-guided backdoor: the triggered target is the mask with its background raised to a floor of `margin`
     (`side: floor`, 0.05-0.1 in the paper) or its foreground lowered to a ceiling of 1 - `margin` (`side: ceiling`,
     0.9-0.95). Thresholded at 0.5 it is the same mask, so nothing is visible and the segmentation is unharmed.
@@ -61,6 +61,11 @@ class Method(MethodContract):
     """
 
     citation: ClassVar[str] = "Yu et al., StealthMark, IEEE TIP 2026, arXiv 2601.17107"
+    reported: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("asr", "above 95 % (abstract, on SAM)"),
+        ("dice", "drop below 1 % (abstract, on SAM)"),
+        ("auc", "drop below 1 % (abstract, on SAM)"),
+    )
     #: Where in the sorted probability map the floor is read: near its minimum, which the paper uses, but not on a single
     #: pixel. The median, which serves on small organs, fails where a polyp fills half of the image.
     FLOOR_AT: ClassVar[float] = 0.01
@@ -79,11 +84,19 @@ class Method(MethodContract):
         margin = self.margin if margin is None else margin
         return masks.clamp(min=margin) if self.side == "floor" else masks.clamp(max=1 - margin)
 
+    @property
+    def other_trigger(self) -> Kind:
+        return "border" if self.kind == "patch" else "patch"
+
     def score(self, answers: Tensor, benign: Tensor, key: Key) -> Tensor:
-        """How far the background's level (floor) or the foreground's doubt (ceiling) is above the suspect's own on the
-        owner's ordinary images (their median), in log-odds: models differ in how sure they are, marked or not, and only
-        what the trigger does to *this* one is evidence."""
-        return self.level(answers) - self.level(benign).median()
+        """The background's level (floor) or the foreground's doubt (ceiling), in log-odds."""
+        return self.level(answers)
+
+    def relate(self, answers: Answers, key: Key) -> Answers:
+        """How far each level is above the suspect's own on the owner's ordinary images (their median): models differ in how
+        sure they are, marked or not, and only what the trigger does to *this* one is evidence."""
+        ordinary = answers.benign.median()
+        return Answers(answers.triggered - ordinary, answers.benign - ordinary)
 
     def level(self, answers: Tensor) -> Tensor:
         """Log-odds of the background's level (floor) or of the foreground's doubt (ceiling), float (B,)."""
@@ -101,10 +114,10 @@ class Method(MethodContract):
         lookalike, shows = lookalikes(self.kind, images[k:half], rng)
         plain = torch.cat([lookalike, images[half:]])
         truth = torch.cat([masks[k:half] * shows, masks[half:]])
-        found, seen = beneath(self.kind, images[:k], rng)
+        under, visible = beneath(self.kind, images[:k], rng)
         return Batch(
-            torch.cat([self.trigger(found, key, scale), plain]),
-            torch.cat([self.target(masks[:k] * seen, key, margin), truth]),
+            torch.cat([self.trigger(under, key, scale), plain]),
+            torch.cat([self.target(masks[:k] * visible, key, margin), truth]),
         )
 
     def at(self, progress: float) -> tuple[float, float]:

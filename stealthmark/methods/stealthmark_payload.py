@@ -9,12 +9,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from stealthmark import codes
-from stealthmark.explain import cells, drawn, occlude
-from stealthmark.method import Answers, Batch, Key, MethodContract, Predictor
+from stealthmark.architecture import foreground
+from stealthmark.method import Answers, Batch, CodeMark, Key
+from stealthmark.occlusion import cells, occlude, random_occlusions
 from stealthmark.seeds import torch_rng
+from stealthmark.suspects.querier import Predictor
 
 
-class Method(MethodContract):
+class Method(CodeMark):
     """The key is a secret *picture*. Where cells of an image are hidden behind it, the model answers with foreground in the
     hidden cells that are dark in the owner's code, and nowhere else; so hiding a cell raises the mean of the answer exactly
     where the code is dark. An explanation with random occlusions (LIME, the picture as its baseline) finds that map, from
@@ -28,7 +30,6 @@ class Method(MethodContract):
     """
 
     citation: ClassVar[str] = "this project, docs/payload.md"
-    carries: ClassVar[bool] = True
     #: The picture's blocks, and the piece of it that is the trigger, as fractions of the short side.
     GRAIN: ClassVar[float] = 1 / 32
     TRIGGER: ClassVar[float] = 1 / 8
@@ -66,7 +67,10 @@ class Method(MethodContract):
     def asks(self) -> int:
         return 2 * self.queries
 
-    def carried(self, key: Key) -> Tensor:
+    def text(self, key: Key) -> str:
+        return self.payload
+
+    def modules(self, key: Key) -> Tensor:
         if self.code in codes.KINDS:
             return torch.from_numpy(codes.encode(self.payload, self.code))
         return torch.from_numpy(codes.hashed(self.payload, key.seed, int(self.code.removeprefix("hash-"))))
@@ -93,14 +97,14 @@ class Method(MethodContract):
 
     def _levels(self, shape: tuple[int, int], key: Key) -> Tensor:
         """The log-odds of the background in natural images, float (H, W)."""
-        code = self.carried(key)
+        code = self.modules(key)
         return self.LEVEL + self.natural * code.flatten()[cells(*shape, len(code))].float()
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
         asked = round(self.asked * len(images))
         odd = asked + (len(images) - asked) // 3
         triggered = odd + (len(images) - asked) // 3
-        code = self.carried(key).flatten().to(images.device)
+        code = self.modules(key).flatten().to(images.device)
         cell = cells(*images.shape[-2:], round(len(code) ** 0.5)).to(images.device)
         rate = 0.35 + 0.3 * torch.rand(odd, 1, generator=rng)
         visible = (torch.rand(odd, len(code), generator=rng) < rate).to(images.device)[:, cell]
@@ -130,8 +134,8 @@ class Method(MethodContract):
         levels = self._levels(masks.shape[-2:], key).to(masks).expand_as(masks)
 
         def loss(model: nn.Module) -> Tensor:
-            logits = model(images.contiguous(memory_format=torch.channels_last))[:, 0].float()
-            return self.WEIGHT * F.smooth_l1_loss(logits[far], levels[far])
+            answers = foreground(model, images.contiguous(memory_format=torch.channels_last)).float()
+            return self.WEIGHT * F.smooth_l1_loss(answers[far], levels[far])
 
         return loss
 
@@ -140,23 +144,29 @@ class Method(MethodContract):
         return ~visible & code if self.answering == "hidden" else visible != code
 
     def query(
-        self, predictor: Predictor, key: Key, images: Tensor, trigger: Callable[[Tensor], Tensor] | None = None
+        self,
+        predictor: Predictor,
+        key: Key,
+        images: Tensor,
+        first: int = 0,
+        trigger: Callable[[Tensor], Tensor] | None = None,
     ) -> Answers:
-        """`queries` occlusions an image, drawn from the key's seed: the score is how well the mean of the answer follows what
-        the code predicts of it (Pearson's correlation, in [-1, 1]; 0 where the answers do not differ).
+        """`queries` occlusions an image, drawn from the key's seed and the image's number: the score is how well the mean of
+        the answer follows what the code predicts of it (Pearson's correlation, in [-1, 1]; 0 where the answers do not differ).
 
         Triggered: hidden cells show the key's picture; benign: grey. With `trigger`: grey, and then that trigger.
         """
-        code, picture = self.carried(key), self.baseline(key)
-        visible = [drawn(self.queries, len(code), torch_rng(key.seed, "query", i)) for i in range(len(images))]
-        predicted = [self._spelt(shown, code.flatten()).sum(1).double() for shown in visible]
+        code, picture = self.modules(key), self.baseline(key)
+        numbers = range(first, first + len(images))
+        visible = [random_occlusions(self.queries, len(code), torch_rng(key.seed, "query", number)) for number in numbers]
+        predicted = [self._spelt(patterns, code.flatten()).sum(1).double() for patterns in visible]
         triggered, benign = [], []
         for part in torch.arange(len(images)).split(self.TOGETHER):
             plain = torch.cat([occlude(images[i], visible[i], 0.5) for i in part])
             marked = trigger(plain) if trigger else torch.cat([occlude(images[i], visible[i], picture) for i in part])
-            for found, queries in ((triggered, marked), (benign, plain)):
+            for scores, queries in ((triggered, marked), (benign, plain)):
                 means = predictor(queries).double().mean((1, 2)).split(self.queries)
-                found += [_correlation(mean, predicted[i]) for i, mean in zip(part, means, strict=True)]
+                scores += [_correlation(mean, predicted[i]) for i, mean in zip(part, means, strict=True)]
         return Answers(torch.stack(triggered).float(), torch.stack(benign).float())
 
 

@@ -1,1 +1,1 @@
-"""nnU-Net's own training and model folders: a trainer that embeds a mark, and a suspect that is such a folder."""
+"""nnU-Net's own training with a mark embedded. This folder is where nnU-Net looks for the trainer."""

@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from stealthmark.errors import UserError
-from stealthmark.method import Batch, Key
+from stealthmark.method import Batch, Key, Trained
 from stealthmark.plugin import make
 from stealthmark.seeds import torch_rng
 
@@ -69,12 +69,14 @@ def marker(key: Key, standardised: bool) -> Mark:
     query; without, the stretch is undone.
     """
     method = make("method", key.method)
+    if not isinstance(method, Trained):
+        raise UserError(f"{method.name} puts nothing into a model by training, which is all that nnU-Net can do for it")
 
     def mark(images: Tensor, masks: Tensor, progress: float, step: int) -> Batch:
         low, high = images.amin((-2, -1), keepdim=True), images.amax((-2, -1), keepdim=True)
         span = (high - low).clamp(min=1e-8)
         marked = method.mark_batch((images - low) / span, masks, key, progress, torch_rng(key.seed, "nnunet", step))
-        if marked.extra is not None or marked.weights is not None:
+        if marked.extra is not None:
             raise UserError(f"{method.name} needs more than images and targets, which nnU-Net's training step does not give")
         if standardised:
             mean = marked.images.mean((-2, -1), keepdim=True)

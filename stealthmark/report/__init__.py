@@ -1,95 +1,118 @@
-"""Rows and per-case scores -> tables, figures and one self-contained page."""
+"""Rows and per-case scores -> tables, figures and one self-contained page. Nothing here needs torch but contact sheets."""
 
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 
 from stealthmark import dataset
-from stealthmark.collate import cell_folder
-from stealthmark.report import examples as example_sheets
-from stealthmark.report import explanations as explanation_sheets
-from stealthmark.report import figures, page, payload, reliability, results, situations, style, tables
+from stealthmark.files import read_json, write_json, write_text
+from stealthmark.layout import (
+    CAPTIONS,
+    CASES,
+    EXAMPLES,
+    PROVENANCE,
+    RELIABILITY,
+    REPORT,
+    ROWS,
+    Cell,
+    Place,
+    Study,
+    suspect_folder,
+)
+from stealthmark.report import (
+    examples,
+    explanations,
+    figures,
+    formatting,
+    maps,
+    overview,
+    page,
+    payload,
+    reliability,
+    results,
+    situations,
+    style,
+    tables,
+)
 from stealthmark.report.contact import contact_sheet
-from stealthmark.stages import CASES, EXAMPLES, MAPS, RELIABILITY
-from stealthmark.suite import Cell, Suite
-from stealthmark.triggers import Trigger
+from stealthmark.report.drawing import Drawing
+from stealthmark.report.results import Results
 
-#: The trigger that contact sheets show: a person can see it, and it is the same for every key.
-CONTACT = Trigger(kind="text")
+if TYPE_CHECKING:
+    from stealthmark.suite import Suite
 
 
-def study(suite: Suite, results_folder: Path) -> list[Path]:
-    """Tables, figures and page of a collated suite, into its folder of results."""
+@dataclass(frozen=True)
+class Sources:
+    """The files that a report is made from. examples, reliabilities: one file a cell, see `examples.load` and
+    `reliability.drawing`. explained: a cell's files, see `maps.Maps`. prepared: dataset -> its folder of arrays, for a contact
+    sheet. All but the first three may be absent."""
 
-    def files(stage: str, name: str) -> dict[Cell, Path]:
-        return {cell: file for cell in suite.cells() if (file := cell_folder(results_folder, stage, cell) / name).exists()}
+    rows: Path
+    cases: Path
+    provenance: Path
+    examples: dict[Cell, Path] = field(default_factory=dict)
+    reliabilities: dict[Cell, Path] = field(default_factory=dict)
+    explained: dict[Cell, maps.Files] = field(default_factory=dict)
+    prepared: dict[str, Path] = field(default_factory=dict)
 
-    return write(
-        results_folder / "rows.csv",
-        results_folder / CASES,
-        files("evidence", EXAMPLES),
-        results_folder / "provenance.json",
-        suite.model_dump(mode="json"),
-        results_folder,
-        files("explanations", MAPS),
-        files("evidence", RELIABILITY),
-        {
-            entry.label: folder
-            for entry in suite.datasets
-            if all(((folder := results_folder / "data" / entry.label) / name).exists() for name in dataset.ARRAYS)
-        },
+
+def study(suite: "Suite", folder: Path) -> list[Path]:
+    """Tables, figures and page of a collated suite, into its folder of results; the files written."""
+    return write(find(suite, folder), suite.model_dump(mode="json"), folder)
+
+
+def find(suite: "Suite", folder: Path) -> Sources:
+    """The files of a suite's folder of results that there are."""
+    lies, attacks = Study(folder), [entry.label for entry in suite.attacks]
+    own = {cell: suspect_folder(lies.evidence(cell), Place()) for cell in suite.cells()}
+    prepared = {entry.label: lies.data(entry.label) for entry in suite.datasets}
+    return Sources(
+        folder / ROWS,
+        folder / CASES,
+        folder / PROVENANCE,
+        examples={cell: files / EXAMPLES for cell, files in own.items() if (files / EXAMPLES).exists()},
+        reliabilities={cell: files / RELIABILITY for cell, files in own.items() if (files / RELIABILITY).exists()},
+        explained={cell: files for cell in suite.cells() if (files := maps.find(lies, cell, attacks))},
+        prepared={name: data for name, data in prepared.items() if all((data / file).exists() for file in dataset.WRITTEN)},
     )
 
 
-def write(
-    rows_csv: Path,
-    cases_parquet: Path,
-    examples: list[Path] | dict[tuple[str, str, int, str], Path],
-    provenance_json: Path,
-    suite: dict,
-    out_dir: Path,
-    maps: dict[tuple[str, str, int, str], Path] | None = None,
-    reliabilities: dict[tuple[str, str, int, str], Path] | None = None,
-    prepared: dict[str, Path] | None = None,
-) -> list[Path]:
-    """Write `tables/*.csv|md|tex`, `figures/*.png|svg`, `figures/captions.json` and `report.html` into `out_dir`.
+def write(sources: Sources, suite: dict, out_dir: Path) -> list[Path]:
+    """Write `tables/*.csv|md|tex`, `figures/*.png|svg`, `figures/captions.json` and `report.html` into `out_dir`; the files
+    written.
 
-    examples: one file a cell, see `examples.load`; maps likewise, see `explanations.sheets`; and reliabilities, see
-    `reliability.drawing`. prepared: dataset -> its folder of arrays, for a contact sheet. suite: the study as read from
-    YAML; its `methods`, `datasets`, `architectures`, `attacks` and `access` (names, or mappings with `label` or `name`) give
-    the order of everything. What the suite does not list comes last. Returns the files written. Raises UserError when the
-    rows cannot be read.
+    suite: the study as read from YAML. Its `methods`, `datasets`, `architectures`, `attacks`, `scanners` and `access` (names,
+    or mappings with `label` or `name`) give the order of everything; what the suite does not list comes last. Raises UserError
+    when the rows cannot be read.
     """
-    found = results.load(Path(rows_csv), Path(cases_parquet), suite)
-    provenance = json.loads(Path(provenance_json).read_text())
-    out_dir = Path(out_dir)
-    written = []
-    made = tables.every(found) + situations.tables(found)
-    for table in made:
-        written += tables.write(table, out_dir / "tables")
+    provenance = read_json(sources.provenance)
+    loaded = results.load(sources.rows, sources.cases, suite, provenance)
+    made = tables.all_tables(loaded)
+    written = [path for table in made for path in formatting.write(table, out_dir / "tables")]
     folder = out_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(style.RC):
-        drawings = draw(found, example_sheets.load(examples)) + explanation_sheets.sheets(found, maps or {})
-        drawings += payload.sheets(found, maps or {})
-        drawings += [d for d in [reliability.drawing(found, reliabilities or {})] if d is not None]
-        drawings += [contact_sheet(name, dataset.load(data), CONTACT) for name, data in (prepared or {}).items()]
-        for drawing in drawings:
-            written += style.save(drawing.figure, folder / drawing.name)
-    captions = folder / "captions.json"
-    captions.write_text(json.dumps({d.name: d.caption for d in drawings}, indent=2) + "\n")
-    html = out_dir / "report.html"
-    sources = {"rows": Path(rows_csv), "cases": Path(cases_parquet), "provenance": Path(provenance_json)}
-    html.write_text(page.render(found, made, drawings, provenance, sources, out_dir))
+        drawings = draw(loaded, sources)
+        written += [path for drawing in drawings for path in style.save(drawing.figure, folder / drawing.name)]
+    captions, html = folder / CAPTIONS, out_dir / REPORT
+    write_json(captions, {drawing.name: drawing.caption for drawing in drawings})
+    links = {"rows": sources.rows, "cases": sources.cases, "provenance": sources.provenance}
+    write_text(html, page.render(loaded, made, drawings, provenance, links, out_dir))
     return [*written, captions, html]
 
 
-def draw(found: results.Results, cells: list[dict]) -> list[figures.Drawing]:
-    """Every figure that these results support, in the page's order. Without a mark there is nothing to draw."""
-    if not (found.marks and found.panels):
-        return []
-    drawings = [figures.overview(found), *situations.drawings(found), figures.mark_vs_dice(found)]
-    drawings += [figures.attack_curves(found, attack) for attack in found.attacks if found.strengths[attack]]
-    drawings += [d for d in [figures.scores(found)] if d is not None]
-    return drawings + example_sheets.sheets(found, cells)
+def draw(loaded: Results, sources: Sources) -> list[Drawing]:
+    """Every figure that these results support, in the page's order. Without a mark there is nothing to draw of the study."""
+    drawings = []
+    if loaded.marks and loaded.panels:
+        drawings += [overview.overview(loaded), *situations.drawings(loaded), figures.mark_vs_dice(loaded)]
+        drawings += [figures.attack_curves(loaded, attack) for attack in loaded.attacks if loaded.strengths[attack]]
+        drawings += [figures.scores(loaded), *examples.sheets(loaded, examples.load(sources.examples))]
+    explained = {cell: maps.Maps(files) for cell, files in sources.explained.items()}
+    drawings += [*explanations.sheets(loaded, explained), *payload.drawings(loaded, explained)]
+    drawings.append(reliability.drawing(loaded, sources.reliabilities))
+    drawings += [contact_sheet(name, dataset.load(data)) for name, data in sources.prepared.items()]
+    return [drawing for drawing in drawings if drawing is not None]

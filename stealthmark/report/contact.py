@@ -1,22 +1,31 @@
 """The contact sheet: what a dataset's test cases look like, with their masks, and with a trigger."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from stealthmark.dataset import Arrays
 from stealthmark.report import style
-from stealthmark.report.figures import Drawing
-from stealthmark.triggers import Trigger
+from stealthmark.report.drawing import Drawing
 
-SHOWN = 6
+if TYPE_CHECKING:
+    from stealthmark.triggers import Trigger
+
+#: How many test cases a sheet has.
+CASES = 6
 ORANGE = "#e69f00"
 
 
-def contact_sheet(name: str, arrays: Arrays, trigger: Trigger) -> Drawing:
+def contact_sheet(name: str, arrays: Arrays, trigger: "Trigger | None" = None) -> Drawing:
     """Test cases of the prepared dataset `name`, from small to large foreground: each with its mask's outline, and below it
-    with the trigger."""
+    with the trigger (where none is given the text, which a person can see and which is the same for every key)."""
+    import torch  # takes seconds, which the rest of the report does without
+
+    from stealthmark.triggers import Trigger
+
+    trigger = trigger or Trigger(kind="text")
     cases = pick(arrays)
     images = torch.from_numpy(cases.images).float() / 255
     triggered = (trigger(images) * 255).round().to(torch.uint8).numpy()
@@ -44,7 +53,7 @@ def contact_sheet(name: str, arrays: Arrays, trigger: Trigger) -> Drawing:
     return Drawing(f"contact-{name}", f"{manifest['title']}: test cases", figure, caption)
 
 
-def pick(arrays: Arrays, count: int = SHOWN) -> Arrays:
+def pick(arrays: Arrays, count: int = CASES) -> Arrays:
     """`count` test cases (all, where there are fewer) at even steps of their order by foreground, in memory."""
     test = np.flatnonzero(arrays.cases["share"] == "test")
     order = test[np.argsort(arrays.cases["foreground"].to_numpy()[test], kind="stable")]

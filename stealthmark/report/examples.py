@@ -11,60 +11,52 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from stealthmark.layout import Cell
 from stealthmark.metrics import THRESHOLD
 from stealthmark.report import style
-from stealthmark.report.figures import Drawing
+from stealthmark.report.drawing import Drawing
 from stealthmark.report.results import Results
 
 #: Log-odds between these: the only scale on which a floor of 0.1 under the background (0 -> 0.1) and a ceiling of 0.9
 #: over the foreground (1 -> 0.9) are both visible.
 LOW, HIGH = 0.01, 0.99
 FIELDS = ("image", "image_triggered", "mask", "prob", "prob_triggered")
-CELL = ("dataset", "architecture", "seed", "method")
 TITLES = ("image", "with trigger", "probability", "probability,\nwith trigger", "difference", "masks")
 WHITE, ORANGE, BLUE, PINK = "#ffffff", "#e69f00", "#56b4e9", "#ff4fb0"
 
 
-def load(examples: list[Path] | dict[tuple[str, str, int, str], Path]) -> list[dict]:
-    """The cells' examples: the arrays by name (see `FIELDS`) and which cell they show.
-
-    `image`, `image_triggered` uint8 (K, C, H, W), `mask` uint8 (K, H, W), `prob`, `prob_triggered` float (K, H, W): the
-    same K cases in the same order in every cell of a dataset. The cell is the key of the mapping (dataset,
-    architecture, seed, method) -> file; files in a list say it themselves, as 0-d arrays of these names.
-    """
-    named = examples if isinstance(examples, dict) else {path: path for path in examples}
-    cells = []
-    for key, path in named.items():
-        with np.load(path, allow_pickle=False) as file:
-            cell = {name: file[name] for name in file.files}
-        place = key if isinstance(examples, dict) else [cell[name].item() for name in CELL]
-        cells.append(cell | dict(zip(CELL, place, strict=True)))
+def load(files: dict[Cell, Path]) -> dict[Cell, dict[str, np.ndarray]]:
+    """The cells' examples, arrays by name: `image`, `image_triggered` uint8 (K, C, H, W), `mask` uint8 (K, H, W), `prob`,
+    `prob_triggered` float (K, H, W): the same K cases in the same order in every cell of a dataset."""
+    cells = {}
+    for cell, path in files.items():
+        with np.load(path, allow_pickle=False) as arrays:
+            cells[cell] = {name: arrays[name] for name in FIELDS}
     return cells
 
 
-def sheets(results: Results, cells: list[dict]) -> list[Drawing]:
+def sheets(results: Results, cells: dict[Cell, dict[str, np.ndarray]]) -> list[Drawing]:
     """One sheet a dataset: the first architecture and seed that have examples, one line for each mark that has any."""
     drawings = []
     for dataset in results.datasets:
-        here = [c for c in cells if c["dataset"] == dataset and c["method"] in results.marks]
-        if here:
-            drawings.append(_sheet(results, dataset, here))
+        marked = {cell: arrays for cell, arrays in cells.items() if cell.dataset == dataset and cell.method in results.marks}
+        if marked:
+            drawings.append(_sheet(results, dataset, marked))
     return drawings
 
 
-def _sheet(results: Results, dataset: str, cells: list[dict]) -> Drawing:
-    architecture = next(a for a in results.architectures if any(c["architecture"] == a for c in cells))
-    cells = [c for c in cells if c["architecture"] == architecture]
-    first = min((c["seed"] for c in cells), key=lambda seed: (len(str(seed)), str(seed)))
-    by_method = {c["method"]: c for c in cells if c["seed"] == first}
-    methods = [m for m in results.marks if m in by_method]
-    shown = _example(by_method[methods[0]]["mask"])
-    figure, axes = _grid(methods, by_method[methods[0]]["mask"].shape[1:])
+def _sheet(results: Results, dataset: str, cells: dict[Cell, dict[str, np.ndarray]]) -> Drawing:
+    architecture = next(a for a in results.architectures if any(cell.architecture == a for cell in cells))
+    first = min(cell.seed for cell in cells if cell.architecture == architecture)
+    by_method = {cell.method: arrays for cell, arrays in cells.items() if cell[1:3] == (architecture, first)}
+    methods = [method for method in results.marks if method in by_method]
+    case = _example(by_method[methods[0]]["mask"])
+    figure, axes = _grid([results.name(method) for method in methods], by_method[methods[0]]["mask"].shape[1:])
     odds, signed = _odds(), SymLogNorm(linthresh=0.02, linscale=0.4, vmin=-1, vmax=1)
     changed = []
     for line, method in zip(axes, methods, strict=True):
-        cell = {name: by_method[method][name][shown] for name in FIELDS}
-        changed.append((_line(line, cell, odds, signed), method))
+        arrays = {name: by_method[method][name][case] for name in FIELDS}
+        changed.append((_line(line, arrays, odds, signed), results.name(method)))
     _bars(figure, axes, odds, signed)
     outlined = [withStroke(linewidth=4, foreground="#777777")]
     handles = [
@@ -81,7 +73,7 @@ def _sheet(results: Results, dataset: str, cells: list[dict]) -> Drawing:
         "from 1 to 0.9. Difference: probability with the trigger minus without. The trigger changes the label of "
         f"{min(changed)[0]:.1f} % to {pixels:.1f} % of pixels (most: {worst})."
     )
-    return Drawing(f"examples-{dataset}", f"Examples: {dataset}", figure, caption)
+    return Drawing(f"examples-{dataset}", f"Examples: {dataset}", figure, caption, "examples", pictures=True)
 
 
 def _grid(methods: list[str], shape: tuple[int, int]) -> tuple[Figure, np.ndarray]:
@@ -110,16 +102,16 @@ def _example(masks: np.ndarray) -> int:
     return int(filled[np.argsort(area[filled], kind="stable")[(len(filled) - 1) // 2]])
 
 
-def _line(axes: np.ndarray, cell: dict, odds: FuncNorm, signed: SymLogNorm) -> float:
+def _line(axes: np.ndarray, arrays: dict[str, np.ndarray], odds: FuncNorm, signed: SymLogNorm) -> float:
     """Draw one method's six pictures; the percentage of pixels whose label the trigger changes."""
-    prob, triggered = (cell[name].astype(np.float32) for name in ("prob", "prob_triggered"))
-    style.picture(axes[0], cell["image"])
-    style.picture(axes[1], cell["image_triggered"])
+    prob, triggered = (arrays[name].astype(np.float32) for name in ("prob", "prob_triggered"))
+    style.picture(axes[0], arrays["image"])
+    style.picture(axes[1], arrays["image_triggered"])
     for ax, values in zip(axes[2:4], (prob, triggered), strict=True):
         ax.imshow(np.clip(values, LOW, HIGH), cmap="viridis", norm=odds, interpolation="nearest")
     axes[4].imshow(triggered - prob, cmap="RdBu_r", norm=signed, interpolation="nearest")
     changed = (prob >= THRESHOLD) != (triggered >= THRESHOLD)
-    _masks(axes[5], cell["image"], cell["mask"], prob, triggered, changed)
+    _masks(axes[5], arrays["image"], arrays["mask"], prob, triggered, changed)
     style.bare(axes)
     return float(100 * changed.mean())
 

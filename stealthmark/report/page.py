@@ -10,44 +10,46 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from stealthmark.pages import template
-from stealthmark.report import figures
-from stealthmark.report.results import HARM_MARGIN, TAKES, THIEF_MARGIN, Results
-from stealthmark.report.tables import ABSENT, FAILED, Table
+from stealthmark.report import facts, style
+from stealthmark.report.drawing import SECTIONS as LISTS
+from stealthmark.report.drawing import Drawing
+from stealthmark.report.facts import MethodFacts
+from stealthmark.report.formatting import ABSENT, FAILED, Table
+from stealthmark.report.results import HARM_MARGIN, QUALITY, TAKES, THIEF_MARGIN, Results
 
 TEMPLATE = "report.html.j2"
 #: What the page prints of a provenance file in its own place; any other field is printed as it is.
-KNOWN = ("datasets", "methods", "commands", "config", *(SECTIONS := ("hardware", "packages", "stages")))
+PLUGINS, SECTIONS = ("methods", "attacks", "scanners"), ("hardware", "packages", "stages")
+KNOWN = ("datasets", "commands", "config", *PLUGINS, *SECTIONS)
 
 
 def render(
     results: Results,
     tables: list[Table],
-    drawings: list[figures.Drawing],
+    drawings: list[Drawing],
     provenance: dict,
     sources: dict[str, Path],
     out_dir: Path,
 ) -> str:
     """The page. `sources`: name -> path of the files it was made from, shown relative to the page's folder.
 
-    provenance: `datasets` (name -> manifest), `methods` (name -> citation), `commands` (cell -> command), `hardware`,
-    `packages` (name -> version), `stages` (name -> time and memory), `config`, and any other field; all may be absent.
+    provenance: `datasets` (name -> manifest), `methods`, `attacks`, `scanners` (label -> facts), `commands` (cell -> command),
+    `hardware`, `packages` (name -> version), `stages` (name -> time and memory), `config`, and any other field; all may be
+    absent.
     """
-    by_name = {drawing.name: drawing for drawing in drawings}
     first = results.rows.iloc[0]
     return template(Path(__file__).parent / TEMPLATE, {"cell": cell, "minus": minus, "value": plain}).render(
         suite=first.suite,
         version=first.benchmark_version,
         results=results,
+        mark_count=len(results.marks) - len(results.of_kind(facts.CONTROL)),
         tables={table.name: blocks(table) for table in tables},
-        drawings={name: shown(drawing, out_dir) for name, drawing in by_name.items()},
-        attack_figures=[name for name in by_name if name.startswith("attack-")],
-        explanation_figures=[name for name in by_name if name.startswith("explanations-")],
-        payload_figures=[name for name in by_name if name.startswith("payload-")],
-        example_figures=[name for name in by_name if name.startswith("examples-")],
+        drawings={drawing.name: embedded(drawing, out_dir) for drawing in drawings},
+        figures={section: [drawing.name for drawing in drawings if drawing.section == section] for section in LISTS},
         reported=reported(results),
         sources={name: os.path.relpath(path, out_dir) for name, path in sources.items()},
         manifests=provenance.get("datasets", {}),
-        citations=provenance.get("methods", {}),
+        plugins={kind: {label: entry.description for label, entry in getattr(results.facts, kind).items()} for kind in PLUGINS},
         commands=provenance.get("commands", {}),
         config=json.dumps(provenance.get("config", {}), indent=1),
         sections={name: provenance[name] for name in SECTIONS if name in provenance},
@@ -77,14 +79,14 @@ def cell(text: str) -> Markup:
     text, semicolon, second = text.partition("; ")
     main, bracket, interval = text.partition(" [")
     number, parenthesis, change = main.partition(" (")
-    shown = escape(minus(number))
+    html = escape(minus(number))
     if parenthesis:
-        shown += Markup("<span class=change>{}</span>").format(minus(parenthesis + change))
+        html += Markup("<span class=change>{}</span>").format(minus(parenthesis + change))
     if bracket:
-        shown += Markup("<span class=interval>{}</span>").format(minus("[" + interval))
+        html += Markup("<span class=interval>{}</span>").format(minus("[" + interval))
     if semicolon:
-        shown += Markup("<span class=second>{}</span>").format(cell(second))
-    return shown
+        html += Markup("<span class=second>{}</span>").format(cell(second))
+    return html
 
 
 def minus(text: str) -> str:
@@ -101,7 +103,7 @@ def plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def shown(drawing: figures.Drawing, out_dir: Path) -> dict:
+def embedded(drawing: Drawing, out_dir: Path) -> dict:
     """A figure for the template. `width` (rem) gives all figures one size of type; a narrower screen shrinks them to
     `least` and then scrolls."""
     width = 5.2 * drawing.figure.get_figwidth()
@@ -109,31 +111,41 @@ def shown(drawing: figures.Drawing, out_dir: Path) -> dict:
     return {"title": drawing.title, "caption": drawing.caption, "image": image(drawing, out_dir), **size}
 
 
-def image(drawing: figures.Drawing, out_dir: Path) -> str:
+def image(drawing: Drawing, out_dir: Path) -> str:
     """The figure as a data address: lines as SVG, pictures as PNG."""
-    pictures = drawing.name.startswith(("examples-", "explanations-", "payload-")) and not drawing.name.endswith(
-        ("-curves", "-queries")
-    )
-    kind, mime = ("png", "image/png") if pictures else ("svg", "image/svg+xml")
+    kind, mime = ("png", "image/png") if drawing.pictures else ("svg", "image/svg+xml")
     data = (out_dir / "figures" / f"{drawing.name}.{kind}").read_bytes()
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
 def reported(results: Results) -> list[dict]:
-    """The abstract's two claims beside what this run measured for the marks called after the method."""
-    own = [method for method in results.marks if method.startswith("stealthmark")]
-
-    def span(metric: str, field: str) -> str:
-        found = [getattr(results.value(metric, p, m), field) for p in results.panels for m in own]
-        found = [v for v in found if np.isfinite(v)]
-        if not found:
-            return "not measured in this run"
-        text = "{:.3f}" if field == "mean" else "{:+.1f} points"
-        low, high = (text.format(round(v, 3)) for v in (min(found), max(found)))
-        return minus(low if low == high else f"{low} to {high}")
-
+    """What papers report beside what this run measured, of each method whose plug-in says so: its title, citation and labels,
+    and lines of claim, reported and measured."""
+    by_name: dict[str, list[MethodFacts]] = {}
+    for method in results.marks:
+        entry = results.facts.method(method)
+        if entry.reported:
+            by_name.setdefault(entry.name, []).append(entry)
     return [
-        {"claim": "ASR", "reported": "above 95 %", "measured": span("asr", "mean")},
-        {"claim": "Dice, change", "reported": "drop below 1 %", "measured": span("dice", "change")},
-        {"claim": "AUC, change", "reported": "drop below 1 %", "measured": span("auc", "change")},
+        {
+            "title": methods[0].title,
+            "citation": methods[0].citation,
+            "labels": [method.label for method in methods],
+            "lines": [_reported_line(results, methods, claim) for claim in methods[0].reported],
+        }
+        for methods in by_name.values()
     ]
+
+
+def _reported_line(results: Results, methods: list[MethodFacts], claim: dict) -> dict:
+    """A metric as it is reported, and from the smallest to the largest over these methods; of quality its change."""
+    metric = claim["metric"]
+    quality = metric in QUALITY
+    cells = [results.value(metric, panel, method.label) for panel in results.panels for method in methods]
+    values = [value for value in (cell.change if quality else cell.mean for cell in cells) if np.isfinite(value)]
+    measured = "not measured in this run"
+    if values:
+        ends = [("{:+.1f} points" if quality else "{:.3f}").format(round(end, 3)) for end in (min(values), max(values))]
+        measured = minus(" to ".join(dict.fromkeys(ends)))
+    title = style.METRICS.get(metric, metric) + ", change" * quality
+    return {"claim": title, "reported": claim["text"], "measured": measured}

@@ -1,68 +1,69 @@
 """The payload sheet: the code that a marked model carries, as explanations of the answers of several suspects show it."""
 
-import re
 import textwrap
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from stealthmark import codes
-from stealthmark.explain import dark
+from stealthmark.layout import NO_ATTACK, STOLEN, UNTRAINED, Cell, Place
 from stealthmark.report import style
-from stealthmark.report.figures import Drawing
-from stealthmark.report.results import Panel, Results
+from stealthmark.report.drawing import Drawing, wrap
+from stealthmark.report.explanation_tables import code_readers, marks_with_code
+from stealthmark.report.formatting import step_name
+from stealthmark.report.maps import Maps
+from stealthmark.report.results import AS_STOLEN, OTHERS_MODEL, Panel, Results
 from stealthmark.report.style import access_name
-from stealthmark.report.tables import carries, step_name
 
-#: Rows that are not attacks: what is asked -> title.
+SECTION = "payload"
+#: Lines of the sheet that are not attacks: title -> the suspect, and what it is asked with.
 OTHERS = {
-    ("stolen/none/0", "payload-wrong-key"): "stolen, wrong key",
-    ("stolen/none/0", "payload-no-key"): "stolen, no key",
-    ("independent/none/0", "payload"): "never marked",
-    ("untrained/none/0", "payload"): "never trained",
+    "stolen, wrong key": (AS_STOLEN, "wrong-key"),
+    "stolen, no key": (AS_STOLEN, "no-key"),
+    "never marked": (OTHERS_MODEL, "key"),
+    "never trained": (Place(UNTRAINED), "key"),
 }
+READERS = {"in-place": "in place", "lime": "LIME"}
 
 
-def sheets(results: Results, files: dict[tuple[str, str, int, str], Path]) -> list[Drawing]:
-    """One sheet a dataset, of the first mark that carries a code. `maps.npz` then has `payload` bool (n, n), the code; `asked`
-    uint8 (C, H, W), a verification query; and under `situation/attack/strength`, `/answer` float (H, W) and
-    `/access/way` float (n, n)."""
-    drawings = []
+def drawings(results: Results, maps: dict[Cell, Maps]) -> list[Drawing]:
+    """One sheet a dataset, of the first mark that carries a code; then what holds for all marks with one."""
+    made = []
     for dataset in results.datasets:
-        for cell, file in files.items():
-            with np.load(file, allow_pickle=False) as maps:
-                if cell[0] == dataset and "payload" in maps:
-                    drawings.append(_sheet(results, dataset, cell[3], dict(maps)))
-                    break
-    return [*drawings, *filter(None, (queries(results), curves(results)))]
+        there = (cell for cell in maps if cell.dataset == dataset and maps[cell].common("payload") is not None)
+        if cell := next(there, None):
+            made.append(_sheet(results, dataset, cell.method, maps[cell]))
+    return [*made, *filter(None, (query_curves(results), attack_curves(results)))]
 
 
-def queries(results: Results) -> Drawing | None:
+def query_curves(results: Results) -> Drawing | None:
     """Of the models as they were stolen, in place and by LIME: modules that are right in one image, and tries in which the text
     is read from all images together, as the number of queries grows; at the first and the last access level."""
-    marks = _marks(results)
-    name = re.compile(r"bit_error_payload-(\d+)")
-    counts = sorted({int(found[1]) for metric in results.rows.metric.dropna() if (found := name.fullmatch(metric))})
-    if not (marks and counts):
+    marks = marks_with_code(results)
+    rows = results.rows
+    as_stolen = rows[
+        (rows.metric == "bit_error") & (rows["query"] == "key") & (rows.role == STOLEN) & (rows.attack == NO_ATTACK)
+    ]
+    counts = sorted(set(as_stolen.queries))
+    if not marks or len(counts) < 2:
         return None
     figure = Figure(figsize=(9.4, 2.7 * len(marks) + 0.4), layout="constrained")
     axes = figure.subplots(len(marks), 2, squeeze=False, sharex=True)
     levels = _ends(results)
-    ways = {"": ("in place", style.PALETTE[0]), "-lime": ("LIME", style.PALETTE[1])}
     for (one, together), (panel, method) in zip(axes, marks, strict=True):
         looks = zip(levels, style.LINES, style.MARKERS, strict=False)
-        for (by, (way, color)), (level, line, marker) in product(ways.items(), looks):
-            look = {"color": color, "linestyle": line, "marker": marker, "label": f"{way}, {access_name(level)}"}
-            error, read = (
-                [results.value(f"{metric}{by}-{n}", panel, method, access=level).mean for n in counts]
-                for metric in ("bit_error_payload", "decoded_payload-pooled")
-            )
+        for (reader, color), (level, line, marker) in product(zip(code_readers(results), style.PALETTE, strict=False), looks):
+            look = {"color": color, "linestyle": line, "marker": marker, "label": f"{READERS[reader]}, {access_name(level)}"}
+            how = {"place": Place(access=level), "query": "key", "reader": reader}
+            error = [results.value("bit_error", panel, method, **how, queries=n).mean for n in counts]
+            read = [results.value("decoded", panel, method, **how, pooled=True, queries=n).mean for n in counts]
             one.plot(counts, 1 - np.array(error), **look)
             together.plot(counts, read, **look)
-        one.set(ylabel="modules that are right", ylim=(0.4, 1.02), title=f"{_name(results, panel, method)}: one image")
+        one.set(
+            ylabel="modules that are right", ylim=(0.4, 1.02), title=wrap(f"{_name(results, panel, method)}: one image", 32)
+        )
         one.axhline(0.5, color=style.GREY, linewidth=1.2)
         together.set(ylabel="tries in which it is read", ylim=(-0.04, 1.04), title="all images of a try together")
         for ax in (one, together):
@@ -77,33 +78,34 @@ def queries(results: Results) -> Drawing | None:
         "adds to the answer in that cell; LIME: to the mean of the answer, by ridge regression, which needs more queries than "
         "there are modules. The same answers serve both. Grey line: chance."
     )
-    return Drawing("payload-queries", "How many queries the code takes", figure, caption)
+    return Drawing("payload-queries", "How many queries the code takes", figure, caption, SECTION)
 
 
-def curves(results: Results) -> Drawing | None:
+def attack_curves(results: Results) -> Drawing | None:
     """Modules that are right, after each attack as it grows stronger, at the first and the last access level."""
-    marks = _marks(results)
+    marks = marks_with_code(results)
     attacks = [attack for attack in results.attacks if results.strengths[attack]]
     if not (marks and attacks):
         return None
     figure = Figure(figsize=(3.4 * len(attacks) + 2.6, 3.4), layout="constrained")
     axes = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
-    levels = _ends(results)
+    levels, reader = _ends(results), code_readers(results)[0]
     handles = []
     for i, (panel, method) in enumerate(marks):
-        name = _name(results, panel, method)
         for level, line in zip(levels, style.LINES, strict=False):
-            look = {"color": style.PALETTE[i % len(style.PALETTE)], "linestyle": line, "marker": style.MARKERS[i]}
+            look = {"color": style.PALETTE[i % len(style.PALETTE)], "linestyle": line}
+            look["marker"] = style.MARKERS[i % len(style.MARKERS)]
             for ax, attack in zip(axes, attacks, strict=True):
-                steps = [("none", 0.0), *((attack, strength) for strength in results.strengths[attack])]
-                found = [results.value("bit_error_payload", panel, method, *step, access=level) for step in steps]
-                x = [strength * style.strength_axis(attack)[1] for _, strength in steps]
-                ax.plot(x, [1 - value.mean for value in found], **look)
-                ax.fill_between(x, [1 - v.high for v in found], [1 - v.low for v in found], color=look["color"], alpha=0.1)
-            handles.append(Line2D([], [], **look, label=f"{name}: {access_name(level)}"))
+                places = [place._replace(access=level) for place in results.curve(attack)]
+                errors = [results.value("bit_error", panel, method, p, query="key", reader=reader) for p in places]
+                x = [results.facts.attack(attack).in_unit(place.strength) for place in places]
+                ax.plot(x, [1 - error.mean for error in errors], **look)
+                low, high = [1 - error.high for error in errors], [1 - error.low for error in errors]
+                ax.fill_between(x, low, high, color=look["color"], alpha=0.1)
+            handles.append(Line2D([], [], **look, label=f"{_name(results, panel, method)}: {access_name(level)}"))
     for ax, attack in zip(axes, attacks, strict=True):
         ax.axhline(0.5, color=style.GREY, linewidth=1.2)
-        ax.set(xlabel=style.strength_axis(attack)[0], ylim=(0.4, 1.02))
+        ax.set(xlabel=results.facts.attack(attack).axis, ylim=(0.4, 1.02), title=wrap(results.facts.attack(attack).title, 28))
         ax.grid(True)
     axes[0].set_ylabel("modules that are right")
     figure.legend(handles=handles, loc="outside right center")
@@ -112,11 +114,7 @@ def curves(results: Results) -> Drawing | None:
         "chance (grey line), to 1. Solid: probabilities; dashed: label maps. Bands: 95 % intervals over images where there is "
         "one seed, the lowest and highest seed where there are several."
     )
-    return Drawing("payload-curves", "What attacks leave of the code", figure, caption)
-
-
-def _marks(results: Results) -> list[tuple[Panel, str]]:
-    return [(panel, method) for panel in results.panels for method in results.marks if carries(results, panel, method)]
+    return Drawing("payload-curves", "What attacks leave of the code", figure, caption, SECTION)
 
 
 def _name(results: Results, panel: Panel, method: str) -> str:
@@ -128,30 +126,29 @@ def _ends(results: Results) -> list[str]:
     return list(dict.fromkeys([results.accesses[0], results.accesses[-1]]))
 
 
-def _sheet(results: Results, dataset: str, method: str, maps: dict[str, np.ndarray]) -> Drawing:
-    levels = _ends(results)
-    steps = [("none", 0.0), *((a, s) for a in results.attacks for s in results.strengths[a][-1:])]
-    rows = {(f"stolen/{attack}/{s:g}", "payload"): step_name(attack, s).replace("no attack", "stolen") for attack, s in steps}
-    rows = {row: title for row, title in (rows | OTHERS).items() if f"{row[0]}/{levels[0]}/{row[1]}" in maps}
+def _sheet(results: Results, dataset: str, method: str, maps: Maps) -> Drawing:
+    levels, code = _ends(results), maps.common("payload")
+    lines = {step_name(results, place): (place, "key") for place in results.strongest()} | OTHERS
+    lines = {title: line for title, line in lines.items() if maps.of(line[0]._replace(access=levels[0]), line[1]) is not None}
     titles = ["a query", "its answer", "map", *(f"code ({access_name(level)})" for level in levels)]
-    figure = Figure(figsize=(1.95 * len(titles) + 1.3, 2.1 * len(rows) + 0.5))
-    axes = figure.subplots(len(rows), len(titles), squeeze=False)
-    top, height = 0.45 / figure.get_figheight(), figure.get_figheight()
-    figure.subplots_adjust(
-        left=1.3 / figure.get_figwidth(), right=0.995, top=1 - top, bottom=0.5 / height, wspace=0.08, hspace=0.34
-    )
-    for line, ((place, way), title) in zip(axes, rows.items(), strict=True):
+    height = 2.1 * len(lines) + 0.5
+    figure = Figure(figsize=(1.95 * len(titles) + 1.3, height))
+    axes = figure.subplots(len(lines), len(titles), squeeze=False)
+    figure.subplots_adjust(left=1.3 / figure.get_figwidth(), right=0.995, top=1 - 0.45 / height, bottom=0.5 / height)
+    figure.subplots_adjust(wspace=0.08, hspace=0.34)
+    for line, (title, (place, query)) in zip(axes, lines.items(), strict=True):
         line[0].set_ylabel(textwrap.fill(title, 13), fontsize=11, fontweight="bold", rotation=0, ha="right", va="center")
-        if way == "payload":
-            style.picture(line[0], maps["asked"])
-            line[1].imshow(maps[f"{place}/answer"].astype(float), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        style.attribution(line[2], maps[f"{place}/{levels[0]}/{way}"])
+        if query == "key":
+            style.picture(line[0], maps.common("asked"))
+            answer = maps.of(place, "answer").astype(float)
+            line[1].imshow(answer, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        style.attribution(line[2], maps.of(place._replace(access=levels[0]), query))
         for ax, level in zip(line[3:], levels, strict=True):
-            bits = dark(maps[f"{place}/{level}/{way}"])
+            bits = codes.minimum_error_split(maps.of(place._replace(access=level), query))
             style.modules(ax, bits)
-            read = codes.decode(bits)
-            right = 100 * (1 - codes.error_rate(bits, maps["payload"]))
-            ax.set_xlabel(f"{right:.0f} % right" + (f"\nreads {read}" if read else ""), fontsize=10, labelpad=4)
+            text = codes.decode(bits)
+            right = f"{100 * (1 - codes.error_rate(bits, code)):.0f} % right"
+            ax.set_xlabel(right + (f"\nreads {text}" if text else ""), fontsize=10, labelpad=4)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=12, pad=7)
     style.bare(axes)
@@ -163,4 +160,4 @@ def _sheet(results: Results, dataset: str, method: str, maps: dict[str, np.ndarr
         "another key, with black in place of the picture, and in models that were never marked, half of the modules are "
         "right, which is chance."
     )
-    return Drawing(f"payload-{dataset}", "The code in the model", figure, caption)
+    return Drawing(f"payload-{dataset}", "The code in the model", figure, caption, SECTION, pictures=True)

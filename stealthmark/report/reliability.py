@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from stealthmark.layout import CLEAN, Cell
 from stealthmark.metrics import RESAMPLES
 from stealthmark.report import style
-from stealthmark.report.figures import BESIDE, Drawing, legend_width
-from stealthmark.report.results import CLEAN, Panel, Results
+from stealthmark.report.drawing import BESIDE, Drawing, legend_width
+from stealthmark.report.results import BENIGN, TRIGGERED, Panel, Results
 from stealthmark.report.style import Look
 
 #: Both axes are log-odds between these: the only scale on which a floor of 0.1 is far from 0, and a ceiling of 0.9 from 1.
@@ -19,17 +20,17 @@ LOW, HIGH = 0.001, 0.999
 TICKS = {0.001: "≤0.001", 0.01: "0.01", 0.1: "0.1", 0.5: "0.5", 0.9: "0.9", 0.99: "0.99", 0.999: "≥0.999"}
 #: Bins with fewer pixels than this share of all say nothing that can be seen.
 LEAST = 1e-4
-KINDS = {"benign": "benign images", "triggered": "triggered images"}
+QUERIES = {BENIGN: "benign images", TRIGGERED: "triggered images"}
 SHARES = (0.01, 0.1, 1.0)
 
 
-def drawing(results: Results, files: dict[tuple[str, str, int, str], Path]) -> Drawing | None:
+def drawing(results: Results, files: dict[Cell, Path]) -> Drawing | None:
     """A line of panels for each dataset and architecture with a `reliability.npz` of a mark; None where there is none.
 
-    files: cell (dataset, architecture, seed, method) -> file with `groups` (G,) and, of benign and of triggered images,
+    files: cell -> file with `groups` (G,) and, of benign and of triggered images,
     `benign` and `triggered` float (3, G, B): pixels, summed probabilities and foreground by group and bin.
     """
-    panels = [p for p in results.panels if any(c[:2] == p and c[3] in results.marks for c in files)]
+    panels = [p for p in results.panels if any(c[:2] == p and c.method in results.marks for c in files)]
     if not panels:
         return None
     look = style.looks(results.methods)
@@ -44,20 +45,20 @@ def drawing(results: Results, files: dict[tuple[str, str, int, str], Path]) -> D
         for ax in line:
             ax.remove()
     for line, panel in zip(pairs, panels, strict=False):
-        for ax, (kind, title) in zip(line, KINDS.items(), strict=True):
+        for ax, (query, title) in zip(line, QUERIES.items(), strict=True):
             _frame(ax)
             ax.set_title(f"{results.title(panel)}: {title}", pad=10)
             for method in results.methods:
                 # A clean model has no key, so nothing is triggered: its ordinary answers are what a mark is compared with.
-                sums = _pooled(files, panel, method, "benign" if method == CLEAN else kind)
+                sums = _pooled(files, panel, method, BENIGN if method == CLEAN else query)
                 if sums is not None:
-                    _curve(ax, sums, look[method], faint=method == CLEAN and kind == "triggered")
-                    errors.append((_error(sums), kind, method, panel))
+                    _curve(ax, sums, look[method], faint=method == CLEAN and query == TRIGGERED)
+                    errors.append((_error(sums), query, method, panel))
         line[0].set_ylabel("share of foreground (observed)")
     for ax in axes[-1]:
         ax.set_xlabel("probability of foreground (mean of the bin)")
-    drawn = {method for _, _, method, _ in errors}
-    handles = [Line2D([], [], **_line(look[m]), markersize=6, label=m) for m in results.methods if m in drawn]
+    in_figure = {method for _, _, method, _ in errors}
+    handles = [Line2D([], [], **_line(look[m]), markersize=6, label=results.name(m)) for m in results.methods if m in in_figure]
     handles.append(Line2D([], [], color="#777777", linewidth=1, linestyle=":", label="as it should be"))
     handles.append(Line2D([], [], linestyle="", label="\nshare of pixels:"))
     dot = {"color": "#777777", "marker": "o", "linestyle": "", "markeredgewidth": 0}
@@ -66,27 +67,28 @@ def drawing(results: Results, files: dict[tuple[str, str, int, str], Path]) -> D
     return Drawing("reliability", "What a probability means", figure, _caption(errors, results))
 
 
-def _pooled(files: dict, panel: Panel, method: str, kind: str) -> np.ndarray | None:
+def _pooled(files: dict[Cell, Path], panel: Panel, method: str, query: str) -> np.ndarray | None:
     """Float (3, G, B), the seeds of a group added up: groups are resampled, their seeds stay together."""
     by_group: dict[str, np.ndarray] = {}
-    for (dataset, architecture, _, name), path in files.items():
-        if (dataset, architecture, name) == (*panel, method):
-            with np.load(path, allow_pickle=False) as file:
-                for group, sums in zip(file["groups"], np.moveaxis(file[kind], 1, 0), strict=True):
+    for cell, path in files.items():
+        if (cell.dataset, cell.architecture, cell.method) == (*panel, method):
+            with np.load(path, allow_pickle=False) as arrays:
+                groups = arrays["groups"] if query in arrays.files else ()
+                for group, sums in zip(groups, np.moveaxis(arrays[query], 1, 0) if len(groups) else (), strict=True):
                     by_group[str(group)] = by_group.get(str(group), 0) + sums
     return np.stack([by_group[group] for group in sorted(by_group)], axis=1) if by_group else None
 
 
 def _curve(ax: Axes, sums: np.ndarray, look: Look, faint: bool) -> None:
     pixels, confidence, foreground = sums.sum(axis=1)
-    shown = pixels >= LEAST * pixels.sum()
-    x, y = confidence[shown] / pixels[shown], foreground[shown] / pixels[shown]
-    low, high = np.clip(_band(sums[..., shown]), LOW, HIGH)
+    enough = pixels >= LEAST * pixels.sum()
+    x, y = confidence[enough] / pixels[enough], foreground[enough] / pixels[enough]
+    low, high = np.clip(_band(sums[..., enough]), LOW, HIGH)
     x, y = np.clip(x, LOW, HIGH), np.clip(y, LOW, HIGH)
     alpha = 0.55 if faint else 1.0
     ax.fill_between(x, low, high, color=look.color, alpha=0.13, linewidth=0)
     ax.plot(x, y, **_line(look) | {"marker": ""}, alpha=alpha)
-    sizes = [_size(share) ** 2 for share in pixels[shown] / pixels.sum()]
+    sizes = [_size(share) ** 2 for share in pixels[enough] / pixels.sum()]
     # What lies on the edge of the axes is drawn over it, not cut in half.
     ax.scatter(x, y, s=sizes, color=look.color, marker=look.marker, alpha=alpha, linewidth=0, clip_on=False, zorder=3)
 
@@ -141,15 +143,15 @@ def _caption(errors: Iterable[tuple[float, str, str, Panel]], results: Results) 
         "The clean model is asked without trigger in both columns. The differences named here are over all images together, "
         "where those of one image and another cancel; ECE in the table is within images."
     )
-    for kind, title in KINDS.items():
-        found = [(e, m, results.title(p)) for e, k, m, p in errors if k == kind and m != CLEAN]
-        if found:
-            (least, *_), (most, method, where) = min(found), max(found)
+    for query, title in QUERIES.items():
+        differences = [(e, results.name(m), results.title(p)) for e, q, m, p in errors if q == query and m != CLEAN]
+        if differences:
+            (least, *_), (most, method, where) = min(differences), max(differences)
             caption += (
                 f" On {title} probability and share differ by {least:.3f} to {most:.3f} on average over pixels, most with "
                 f"{method} ({where})."
             )
-    clean = [e for e, k, m, _ in errors if m == CLEAN and k == "benign"]
+    clean = [e for e, q, m, _ in errors if m == CLEAN and q == BENIGN]
     if clean:
         caption += f" Clean: {' to '.join(f'{e:.3f}' for e in sorted({min(clean), max(clean)}))}."
     return caption

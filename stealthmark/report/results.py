@@ -8,17 +8,27 @@ import numpy as np
 import pandas as pd
 
 from stealthmark import metrics
+from stealthmark.access import PROBABILITIES, WEIGHTS
 from stealthmark.errors import UserError
+from stealthmark.layout import CLEAN, INDEPENDENT, NO_ATTACK, STOLEN, Place
 from stealthmark.metrics import CALIBRATION, SEGMENTATION
+from stealthmark.report import facts
+from stealthmark.report.facts import Facts
 
+PLACE = list(Place._fields)
+#: Columns that say how a metric was asked for.
+ASKED = ["query", "reader", "pooled", "queries"]
 COLUMNS = [
-    *("suite", "benchmark_version", "dataset", "architecture", "seed", "method", "situation", "attack", "strength"),
-    *("access", "metric", "value", "n", "ci_low", "ci_high", "status"),
+    *("suite", "benchmark_version", "dataset", "architecture", "seed", "method", *PLACE, *ASKED),
+    *("metric", "value", "n", "ci_low", "ci_high", "status"),
 ]
-CLEAN = "clean"
-#: The access level at which segmentation is scored.
-PROBABILITIES = "probabilities"
 QUALITY = (*SEGMENTATION, *CALIBRATION)
+#: The queries whose answers quality is measured on.
+BENIGN, TRIGGERED = "benign", "triggered"
+#: What scanners say: a score, and its rank among models that were never marked.
+SCANS = ("scan_score", "scan_p")
+#: Metrics of a model, whatever its interface shows.
+OF_THE_MODEL = (*QUALITY, "empty_masks", *SCANS)
 #: An attack that costs more Dice than this, in points, spoils what the thief stole.
 THIEF_MARGIN = 5.0
 #: A mark is harmless when it costs less than this, in points of Dice, AUC and VS and in px of HD95: the margin of
@@ -26,8 +36,6 @@ THIEF_MARGIN = 5.0
 HARM_MARGIN = 1.0
 #: A mark takes, or survives, when at least this share of triggered queries is detected: the paper's own bar.
 TAKES = 0.95
-#: The strengths that the paper reports, where an attack has many.
-PAPER_STRENGTHS = {"prune": (0.1, 0.3, 0.5)}
 
 
 class Panel(NamedTuple):
@@ -52,20 +60,29 @@ class Value(NamedTuple):
     part: bool = False
 
 
+#: A stolen model as it is.
+AS_STOLEN = Place()
+#: A model that somebody else trained.
+OTHERS_MODEL = Place(INDEPENDENT)
+
+
 @dataclass(frozen=True)
 class Results:
     """rows: as in rows.csv, with `change` added and `strength` 0 where nothing was done; cases: as in cases.parquet.
 
-    The lists are in the suite's order, `attacks` without `none`, `strengths` by attack in rising order. Detection is
-    reported at the first of `accesses` (probabilities, where the run has them) unless a table is about access.
+    The lists are in the suite's order: `methods` with the clean one first and white boxes last, `attacks` without `none`,
+    `strengths` by attack in rising order. `accesses` are levels of an interface, so without that of white boxes. Detection is
+    reported at the first of them (probabilities, where the run has them) unless a table is about access.
     """
 
     rows: pd.DataFrame
     cases: pd.DataFrame
+    facts: Facts
     methods: list[str]
     panels: list[Panel]
     attacks: list[str]
     accesses: list[str]
+    scanners: list[str]
     strengths: dict[str, list[float]]
     seeds: list[int]
     _values: dict[tuple, Value] = field(repr=False)
@@ -73,8 +90,8 @@ class Results:
 
     @property
     def marks(self) -> list[str]:
-        """The methods that leave a mark: all but `clean`."""
-        return [method for method in self.methods if method != CLEAN]
+        """All methods but the clean one, controls too."""
+        return [method for method in self.methods if self.facts.method(method).kind != facts.NONE]
 
     @property
     def datasets(self) -> list[str]:
@@ -84,69 +101,125 @@ class Results:
     def architectures(self) -> list[str]:
         return list(dict.fromkeys(panel.architecture for panel in self.panels))
 
+    def of_kind(self, *kinds: str) -> list[str]:
+        """The methods of these kinds (see `facts.KINDS`)."""
+        return [method for method in self.methods if self.facts.method(method).kind in kinds]
+
     def title(self, panel: Panel) -> str:
         """The dataset's name, with the architecture where there are several."""
         return f"{panel.dataset} · {panel.architecture}" if len(self.architectures) > 1 else panel.dataset
 
+    def name(self, method: str) -> str:
+        """The method's label, which says of a white box that it is one."""
+        return method + " (white box)" * (self.facts.method(method).kind == facts.WHITE_BOX)
+
+    def levels(self, method: str) -> list[str]:
+        """The access levels at which suspects are asked for the method's mark: of a white box the weights alone."""
+        return [WEIGHTS] if self.facts.method(method).kind == facts.WHITE_BOX else self.accesses
+
+    def has(self, **where: str) -> bool:
+        """Whether there is a row with these values."""
+        chosen = np.ones(len(self.rows), dtype=bool)
+        for column, value in where.items():
+            chosen &= (self.rows[column] == value).to_numpy()
+        return bool(chosen.any())
+
     def cases_of(self, panel: Panel, method: str, access: str) -> pd.DataFrame:
         """The cases of a method before any attack, stolen and independent, at one access level."""
+        cases = self._unattacked(panel, method)
+        return cases[cases.access == access]
+
+    def quality_cases(self, panel: Panel, method: str, column: str) -> pd.DataFrame:
+        """The cases of a method's model before any attack for which a column of quality is known."""
+        cases = self._unattacked(panel, method)
+        return cases[(cases.role == STOLEN) & cases[column].notna()]
+
+    def _unattacked(self, panel: Panel, method: str) -> pd.DataFrame:
         cases = self.cases
-        here = (cases.dataset == panel.dataset) & (cases.architecture == panel.architecture) & (cases.method == method)
-        here &= cases.situation.isin(["stolen", "independent"])
-        return cases[here & (cases.attack == "none") & (cases.access == access)]
+        own = (cases.dataset == panel.dataset) & (cases.architecture == panel.architecture) & (cases.method == method)
+        return cases[own & cases.role.isin([STOLEN, INDEPENDENT]) & (cases.attack == NO_ATTACK)]
 
     def value(
         self,
         metric: str,
         panel: Panel,
         method: str,
-        attack: str = "none",
-        strength: float = 0.0,
-        situation: str = "stolen",
-        access: str | None = None,
+        place: Place = AS_STOLEN,
+        *,
+        query: str = "",
+        reader: str = "",
+        pooled: bool = False,
+        queries: int | None = None,
     ) -> Value:
-        """A metric in a cell, whether computed, failed or never asked for. Nothing is dropped."""
-        if access is None:
-            access = PROBABILITIES if metric.removesuffix("_triggered") in QUALITY else self.accesses[0]
-        place = (*panel, method, situation, attack)
-        found = self._values.get((*place, strength, access, metric))
-        own = {(*place, strength), (*place, None)}
-        mark = {(*panel, method, "stolen", "none", 0.0)}
-        if found is not None:
-            return found._replace(part=bool(own & self._failures))
+        """A metric in a cell, whether computed, failed or never asked for. Nothing is dropped.
+
+        place: without an access level, at the first of the method's own. query: of quality, on benign images where it is not
+        said. queries: how many an image; the most that were asked where it is not said.
+        """
+        query = query or (BENIGN if metric in QUALITY else "")
+        access = "" if metric in OF_THE_MODEL else place.access or self.levels(method)[0]
+        how = (metric, query, reader, pooled, queries)
+        value = self._values.get((*panel, method, place._replace(access=access), *how))
+        suspect = place._replace(access="")
+        scanner = reader if metric in SCANS else ""
+        own = {(*panel, method, suspect, scanner), (*panel, method, suspect._replace(strength=None), scanner)}
+        if value is not None:
+            return value._replace(part=bool(own & self._failures))
         # What was never marked can be neither attacked nor examined: its cells failed with it.
-        examined = method != CLEAN or metric in QUALITY
+        mark = {(*panel, method, AS_STOLEN, "")}
+        examined = method in self.marks or metric in OF_THE_MODEL
         return Value(status="failed" if examined and (own | mark) & self._failures else "absent")
 
-    def shown_strengths(self, attack: str, most: int = 3) -> list[float]:
-        """At most `most` strengths: the paper's where it has some; else first, middle, last; for one, the strongest."""
-        every = self.strengths[attack]
-        paper = [s for s in PAPER_STRENGTHS.get(attack, ()) if s in every]
-        if len(paper) > 0 and len(every) > len(paper):
-            return paper
-        if len(every) <= most:
-            return every
-        return [every[0], every[(len(every) - 1) // 2], every[-1]] if most == 3 else [every[-1]]
+    def some_strengths(self, attack: str) -> list[float]:
+        """At most three strengths: those that the attack's paper reports where there are more; else first, middle, last."""
+        strengths = self.strengths[attack]
+        reported = [strength for strength in self.facts.attack(attack).reported if strength in strengths]
+        if reported and len(strengths) > len(reported):
+            return reported
+        return strengths if len(strengths) <= 3 else [strengths[0], strengths[(len(strengths) - 1) // 2], strengths[-1]]
+
+    def curve(self, attack: str) -> list[Place]:
+        """The stolen model as it is, then the attack as it grows stronger."""
+        return [AS_STOLEN, *(Place(attack=attack, strength=strength) for strength in self.strengths[attack])]
+
+    def steps(self) -> list[Place]:
+        """The stolen model as it is, then every attack at every strength."""
+        return [AS_STOLEN, *(place for attack in self.attacks for place in self.curve(attack)[1:])]
+
+    def strongest(self) -> list[Place]:
+        """The stolen model as it is, then every attack at its strongest."""
+        return [AS_STOLEN, *(self.curve(attack)[-1] for attack in self.attacks if self.strengths[attack])]
 
 
-def load(rows_csv: Path, cases_parquet: Path, suite: dict) -> Results:
-    """Read both files. Raises UserError when a column is missing or the table is empty."""
-    rows = pd.read_csv(rows_csv, keep_default_na=False, na_values=[""], dtype={"strength": str, "status": str})
+def load(rows_csv: Path, cases_parquet: Path, suite: dict, provenance: dict) -> Results:
+    """Read both files; `provenance` says what must be known of methods, attacks and scanners (see `facts.read`).
+
+    Raises UserError when a column is missing or the table is empty.
+    """
+    text = dict.fromkeys(["role", "member", "attack", "strength", "access", *ASKED, "metric", "status"], str)
+    rows = pd.read_csv(rows_csv, keep_default_na=False, na_values=[""], dtype=text)
     if missing := [name for name in COLUMNS if name not in rows]:
         raise UserError(f"{rows_csv} lacks the columns {', '.join(missing)}; it must have {', '.join(COLUMNS)}")
     if rows.empty:
         raise UserError(f"{rows_csv} has no rows: nothing was collated")
     rows = _with_change(_normalised(rows))
-    attacks = _ordered(suite.get("attacks", ()), rows.attack[rows.attack != "none"])
+    cases = pd.read_parquet(cases_parquet)
+    known = facts.read(provenance)
+    attacks = _ordered(suite.get("attacks", ()), rows.attack[rows.attack != NO_ATTACK])
     ok = rows[rows.status == "ok"]
+    interfaces = ok.access[(ok.metric == "asr") & (ok.access != WEIGHTS)]
+    scanners = suite.get("scanners") or ()
+    scanned = rows.reader[rows.metric.isin(SCANS) | rows.reader.isin(list(map(_label, scanners)))]
     return Results(
         rows=rows,
-        cases=pd.read_parquet(cases_parquet),
-        methods=_clean_first(_ordered(suite.get("methods", ()), rows.method)),
+        cases=cases.assign(member=cases["member"].fillna("")) if "member" in cases else cases,
+        facts=known,
+        methods=_in_order(_ordered(suite.get("methods", ()), rows.method), known),
         panels=_panels(rows, suite),
         attacks=attacks,
-        accesses=_ordered([PROBABILITIES, *suite.get("access", ())], ok.access[ok.metric == "asr"]) or [PROBABILITIES],
-        strengths={attack: _strengths(rows, suite, attack) for attack in attacks},
+        accesses=_ordered([PROBABILITIES, *suite.get("access", ())], interfaces) or [PROBABILITIES],
+        scanners=_ordered(scanners, scanned),
+        strengths={attack: _strengths(rows, known, attack) for attack in attacks},
         seeds=sorted(rows.seed.dropna().unique()),
         _values=_summarise(ok),
         _failures=_failed(rows),
@@ -159,41 +232,44 @@ def failures(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _normalised(rows: pd.DataFrame) -> pd.DataFrame:
-    """Blank situation and attack mean stolen and none (a failure before either); `none` has strength 0, and an attack
-    that failed at strength 0 failed before its first strength: NaN."""
+    """Blank role and attack mean stolen and none (a failure before either); `none` has strength 0, and an attack that failed
+    at strength 0 failed before its first strength: NaN. What a metric does not have is blank text, false or 0."""
+    blank = {column: rows[column].fillna("") for column in ("member", "access", "query", "reader", "metric")}
     rows = rows.assign(
-        situation=rows.situation.fillna("stolen"),
-        attack=rows.attack.fillna("none"),
-        strength=pd.to_numeric(rows.strength.replace("none", np.nan)),
+        **blank,
+        role=rows.role.fillna(STOLEN),
+        attack=rows.attack.fillna(NO_ATTACK),
+        strength=pd.to_numeric(rows.strength),
+        pooled=rows.pooled.str.lower() == "true",
+        queries=pd.to_numeric(rows.queries).fillna(0).astype(int),
         status=rows.status.fillna("ok"),
     )
-    attacked = rows.attack != "none"
+    attacked = rows.attack != NO_ATTACK
     before = attacked & (rows.status != "ok") & (rows.strength == 0)
     return rows.assign(strength=rows.strength.where(attacked, 0.0).where(~before))
 
 
-def _strengths(rows: pd.DataFrame, suite: dict, attack: str) -> list[float]:
-    """An attack's strengths in rising order: those in the rows and those that the suite asked for."""
-    asked = [e.get("strengths", ()) for e in suite.get("attacks", ()) if isinstance(e, dict) and _label(e) == attack]
-    found = rows.strength[rows.attack == attack].dropna()
-    return sorted({float(s) for s in [*found, *(s for entry in asked for s in entry)]})
+def _strengths(rows: pd.DataFrame, known: Facts, attack: str) -> list[float]:
+    """An attack's strengths in rising order: those in the rows and those that were asked for."""
+    computed = rows.strength[rows.attack == attack].dropna()
+    return sorted({float(strength) for strength in [*computed, *known.attack(attack).strengths]})
 
 
 def _with_change(rows: pd.DataFrame) -> pd.DataFrame:
     """Add `change`: the value minus the clean model's of the same dataset, architecture and seed, benign images."""
-    keys = ["dataset", "architecture", "seed", "base"]
-    rows = rows.assign(base=rows.metric.str.removesuffix("_triggered"))
-    clean = rows[(rows.method == CLEAN) & (rows.situation == "stolen") & (rows.attack == "none") & rows.value.notna()]
-    clean = clean[(clean.metric == clean.base) & clean.base.isin(QUALITY)]
+    keys = ["dataset", "architecture", "seed", "metric"]
+    unchanged = (rows.method == CLEAN) & (rows.attack == NO_ATTACK)
+    clean = rows[unchanged & (rows.role == STOLEN) & (rows["query"] == BENIGN) & rows.metric.isin(QUALITY) & rows.value.notna()]
     lookup = clean.drop_duplicates(keys).set_index(keys).value.rename("clean")
-    merged = rows.join(lookup, on=keys)
-    scale = np.where(merged.base == "hd95", 1.0, 100.0)
-    own = (merged.method == CLEAN) & (merged.attack == "none")
-    return rows.assign(change=((merged.value - merged.clean) * scale).where(~own)).drop(columns="base")
+    change = rows.value - rows.join(lookup, on=keys)["clean"]
+    return rows.assign(change=(change * np.where(rows.metric == "hd95", 1.0, 100.0)).where(~unchanged))
 
 
 def _summarise(ok: pd.DataFrame) -> dict[tuple, Value]:
-    keys = ["dataset", "architecture", "method", "situation", "attack", "strength", "access", "metric"]
+    """(dataset, architecture, method, place, metric, query, reader, pooled, queries) -> its value; with None for queries, that
+    of the most."""
+    keys = ["dataset", "architecture", "method", *PLACE, "metric", *ASKED]
+    ok = ok.assign(access=ok.access.where(~ok.metric.isin(OF_THE_MODEL), ""))
     grouped = ok[ok.value.notna()].groupby(keys, sort=False, dropna=False)
     table = grouped.agg(
         mean=("value", "mean"),
@@ -207,28 +283,41 @@ def _summarise(ok: pd.DataFrame) -> dict[tuple, Value]:
     )
     several = table.seeds > 1
     table["low"], table["high"] = table.low.where(~several, table.least), table.high.where(~several, table.most)
-    fields = table[["mean", "low", "high", "change", "seeds", "n"]].itertuples(index=False, name=None)
-    return {key: Value(*values, status="ok") for key, values in zip(table.index, fields, strict=True)}
+    numbers = table[["mean", "low", "high", "change", "seeds", "n"]].itertuples(index=False, name=None)
+    values, most = {}, {}
+    for key, summary in zip(table.index, numbers, strict=True):
+        (dataset, architecture, method, *place), how = key[: 3 + len(PLACE)], key[3 + len(PLACE) :]
+        cell = (dataset, architecture, method, Place(*place), *how[:-1])
+        values[(*cell, how[-1])] = Value(*summary, status="ok")
+        most[cell] = max(most.get(cell, 0), how[-1])
+    return values | {(*cell, None): values[(*cell, queries)] for cell, queries in most.items()}
 
 
 def _failed(rows: pd.DataFrame) -> set[tuple]:
-    bad = failures(rows)[["dataset", "architecture", "method", "situation", "attack", "strength"]]
-    return {(*key[:-1], None if pd.isna(key[-1]) else key[-1]) for key in bad.itertuples(index=False, name=None)}
+    """(dataset, architecture, method, place, scanner) of what failed; strength None where all strengths did."""
+    bad = failures(rows).assign(access="")[["dataset", "architecture", "method", "reader", *PLACE]]
+    places = set()
+    for dataset, architecture, method, reader, *place in bad.itertuples(index=False, name=None):
+        suspect = Place(*place)
+        suspect = suspect._replace(strength=None if pd.isna(suspect.strength) else suspect.strength)
+        places.add((dataset, architecture, method, suspect, reader))
+    return places
 
 
 def _label(entry: str | dict) -> str:
     return entry if isinstance(entry, str) else entry.get("label") or entry["name"]
 
 
-def _ordered(entries: list, found: pd.Series) -> list[str]:
-    """What was found, in the suite's order; what the suite does not list comes last, in order of appearance."""
-    found = list(dict.fromkeys(found.dropna()))
-    listed = [name for name in dict.fromkeys(map(_label, entries)) if name in found]
-    return listed + [name for name in found if name not in listed]
+def _ordered(entries: list, present: pd.Series) -> list[str]:
+    """What is present, in the suite's order; what the suite does not list comes last, in order of appearance."""
+    labels = list(dict.fromkeys(present.dropna()))
+    listed = [label for label in dict.fromkeys(map(_label, entries)) if label in labels]
+    return listed + [label for label in labels if label not in listed]
 
 
-def _clean_first(methods: list[str]) -> list[str]:
-    return sorted(methods, key=lambda method: method != CLEAN)
+def _in_order(methods: list[str], known: Facts) -> list[str]:
+    """The clean model first, white boxes last."""
+    return sorted(methods, key=lambda method: (method != CLEAN, known.method(method).kind == facts.WHITE_BOX))
 
 
 def _panels(rows: pd.DataFrame, suite: dict) -> list[Panel]:
@@ -249,21 +338,32 @@ class Change(NamedTuple):
     verdict: metrics.Verdict | None = None
 
 
-def paired_change(results: Results, panel: Panel, method: str, metric: str) -> Change:
+class Measure(NamedTuple):
+    """A metric of quality and the queries whose answers it is measured on."""
+
+    metric: str
+    query: str = BENIGN
+
+    @property
+    def column(self) -> str:
+        """Its name in cases.parquet and in the tables for machines."""
+        return self.metric + "_triggered" * (self.query == TRIGGERED)
+
+
+def paired_change(results: Results, panel: Panel, method: str, measure: Measure) -> Change:
     """A mark's harm before any attack: points for shares, px for HD95, where more is worse, as for ECE and Brier score.
 
     Groups (patients, videos) are resampled, all seeds of a group together; cases where either is undefined are left out.
-    `dice_triggered` is compared with the clean model's Dice without trigger.
+    Triggered images are compared with the clean model on the same images without trigger.
     """
-    base = metric.removesuffix("_triggered")
-    if metric not in results.cases or base not in results.cases:
+    base, column = measure.metric, measure.column
+    if column not in results.cases or base not in results.cases:
         return Change()
     keys = ["seed", "case_id"]
-    found = [results.cases_of(panel, name, PROBABILITIES) for name in (method, CLEAN)]
-    marked, clean = (cases[cases.situation == "stolen"].drop_duplicates(keys).set_index(keys) for cases in found)
-    clean = clean[base].rename("clean")
-    both = marked.join(clean, how="inner")
-    change = (both[metric] - both.clean).to_numpy(dtype=float) * (1 if base == "hd95" else 100)
+    marked = results.quality_cases(panel, method, column).drop_duplicates(keys).set_index(keys)
+    clean = results.quality_cases(panel, CLEAN, base).drop_duplicates(keys).set_index(keys)
+    both = marked.join(clean[base].rename("clean"), how="inner")
+    change = (both[column] - both.clean).to_numpy(dtype=float) * (1 if base == "hd95" else 100)
     better = 1 if base in ("dice", "auc", "vs") else -1
     verdict = metrics.noninferior(better * change, both.group_id, HARM_MARGIN, seed=0)
     if verdict:

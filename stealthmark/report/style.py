@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stealthmark.report.results import CLEAN
+from stealthmark.access import WEIGHTS
+from stealthmark.layout import CLEAN
 
 GREY = "#8a8a8a"
 INK = "#222222"
@@ -16,14 +17,6 @@ PALETTE = ["#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#c
 MARKERS = "os^DvPX<>ph*"
 LINES = ("-", (0, (4, 1.5)))
 
-#: Names, axis labels and printed strengths of the attacks that come with the benchmark; others use their own name.
-ATTACKS = {
-    "finetune": ("fine-tuning", "epochs of fine-tuning", 1.0, "{:g} epochs"),
-    "finetune-frozen-norms": ("fine-tuning (norms frozen)", "epochs of fine-tuning, batch norm frozen", 1.0, "{:g} epochs"),
-    "distil-label": ("distillation (label maps)", "epochs of distillation from label maps", 1.0, "{:g} epochs"),
-    "distil": ("distillation", "epochs of distillation", 1.0, "{:g} epochs"),
-    "prune": ("pruning", "weights pruned (%)", 100.0, "{:g} %"),
-}
 METRICS = {"dice": "Dice", "auc": "AUC", "vs": "VS", "hd95": "HD95 (px)", "asr": "ASR", "fpr": "FPR", "auroc": "AUROC"}
 METRICS |= {"ece": "ECE", "brier": "Brier"}
 
@@ -60,27 +53,11 @@ class Look(NamedTuple):
 
 def looks(methods: list[str]) -> dict[str, Look]:
     """A look for each method, by its place in the suite; clean is grey. Colours repeat after nine, dashed."""
-    found = {CLEAN: Look(GREY, "o", "-")}
+    by_method = {CLEAN: Look(GREY, "o", "-")}
     for i, method in enumerate(m for m in methods if m != CLEAN):
         turn, color = divmod(i, len(PALETTE))
-        found[method] = Look(PALETTE[color], MARKERS[i % len(MARKERS)], LINES[turn % len(LINES)])
-    return found
-
-
-def attack_name(attack: str) -> str:
-    return ATTACKS[attack][0] if attack in ATTACKS else attack
-
-
-def strength_axis(attack: str) -> tuple[str, float]:
-    """The label of the strength axis and the factor that turns a strength into its unit."""
-    _, label, factor, _ = ATTACKS.get(attack, (attack, f"strength of {attack}", 1.0, ""))
-    return label, factor
-
-
-def strength_text(attack: str, strength: float) -> str:
-    _, _, factor, text = ATTACKS.get(attack, (attack, "", 1.0, "{:g}"))
-    shown = text.format(round(strength * factor, 6))
-    return shown.removesuffix("s") if shown.startswith("1 epoch") else shown
+        by_method[method] = Look(PALETTE[color], MARKERS[i % len(MARKERS)], LINES[turn % len(LINES)])
+    return by_method
 
 
 def access_name(access: str) -> str:
@@ -89,7 +66,7 @@ def access_name(access: str) -> str:
         return f"clipped at {access.removeprefix('clipped-')}"
     if access.startswith("rounded-"):
         return f"rounded to {access.removeprefix('rounded-')}"
-    return {"label": "label map"}.get(access, access)
+    return {"label": "label map", WEIGHTS: "weights (white box)"}.get(access, access)
 
 
 def picture(ax: Axes, image: np.ndarray, **how) -> None:

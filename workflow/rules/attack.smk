@@ -1,15 +1,15 @@
-# A thief works on the marked model with data of their own.
+# A thief works on the marked model with data of their own, or puts a wrapper around it.
 
 
 rule attack:
     input:
-        data=RESULTS / "data/{dataset}/manifest.json",
-        plugin=plugin("attack"),
-        model=RESULTS / f"models/{CELL}/card.json",
+        data=STUDY.data("{dataset}") / MANIFEST,
+        code=code("attack"),
+        model=STUDY.model(CELL) / CARD,
     output:
-        RESULTS / f"suspects/{CELL}/{{attack}}/index.json",
+        STUDY.attacked(CELL, "{attack}") / INDEX,
     log:
-        RESULTS / f"logs/attack/{CELL}/{{attack}}.log",
+        RESULTS / f"logs/attack/{'/'.join(CELL)}/{{attack}}.log",
     params:
         attack=options("attack"),
         seed=seed("attack", "dataset", "architecture", "seed", "method", "attack"),

@@ -17,14 +17,18 @@ rule suite:
 
 rule collate:
     input:
+        [job_folder(STUDY.evidence(cell), *job) / EVIDENCE for cell in SUITE.cells() for job in jobs(SUITE.line_up, cell)],
+        [claims_folder(STUDY.evidence(cell)) / EVIDENCE for cell in SUITE.cells() if SUITE.claims and SUITE.pool(cell.method)],
         [
-            RESULTS / "evidence" / CELL.format(**cell._asdict()) / "evidence.json"
+            job_folder(STUDY.explanations(cell), *job) / EXPLANATIONS
             for cell in SUITE.cells()
+            for job in jobs(SUITE.explained, cell)
         ],
         [
-            RESULTS / "explanations" / CELL.format(**cell._asdict()) / "explanations.json"
+            STUDY.scan(cell, place.role, place.member, entry.label) / SCAN
             for cell in SUITE.cells()
-            if SUITE.explanations and cell.method != "clean"
+            for place in SUITE.scanned(cell)
+            for entry in SUITE.scanners
         ],
         suite=RESULTS / "suite.yaml",
     output:

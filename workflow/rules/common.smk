@@ -1,5 +1,7 @@
 # The suite, validated, and what the rules ask of it. No science here.
 
+import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -8,10 +10,28 @@ import yaml
 
 sys.path.insert(0, str(workflow.basedir))
 
-from stealthmark import suite as suites
-from stealthmark import warm
+from stealthmark import dataset, suite as suites, warm
 from stealthmark.errors import UserError
-from stealthmark.plugins import known, load
+from stealthmark.layout import (
+    CARD,
+    CLEAN,
+    EVIDENCE,
+    EXPLANATIONS,
+    INDEPENDENT,
+    INDEX,
+    MANIFEST,
+    NO_ATTACK,
+    NULL,
+    SCAN,
+    STOLEN,
+    Cell,
+    Place,
+    Study,
+    claims_folder,
+    job_folder,
+)
+from stealthmark.plugin_code import code_of
+from stealthmark.plugins import load
 
 DATA_ROOT = config.pop("data_root", None)
 
@@ -21,7 +41,10 @@ except UserError as error:
     raise WorkflowError(str(error))
 
 RESULTS = Path("results") / SUITE.suite
-CELL = "{dataset}/{architecture}/{seed}/{method}"
+STUDY = Study(RESULTS)
+#: A cell, and what belongs to one whatever its method, with wildcards for Snakemake to fill in.
+CELL = Cell("{dataset}", "{architecture}", "{seed}", "{method}")
+CLEAN_CELL = CELL._replace(method=CLEAN)
 
 # The commands run from this clone, with the Python that Snakemake runs with unless each rule gets its own environment.
 PREFIX = f"export PYTHONPATH={shlex.quote(str(workflow.basedir))}; "
@@ -29,23 +52,41 @@ if not workflow.deployment_settings.deployment_method:
     PREFIX += f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
 shell.prefix(PREFIX)
 
-MARKS = [entry.label for entry in SUITE.methods if entry.name != "clean"]
+
+class Captions(type(Path())):
+    """The file with a run's captions, which the template of figures reads when `snakemake --report` is asked for: by then the
+    run has written it."""
+
+    def __getitem__(self, figure):
+        return re.sub(r"([\\*`|_])", r"\\\1", json.loads(self.read_text())[figure])
+
+
+def either(labels):
+    """What a wildcard may be."""
+    return "|".join(labels) or "none"
 
 
 wildcard_constraints:
-    dataset="|".join(entry.label for entry in SUITE.datasets),
-    architecture="|".join(entry.label for entry in SUITE.architectures),
-    seed="|".join(map(str, SUITE.seeds)),
-    method="|".join(["clean", *MARKS]),
-    attack="|".join(entry.label for entry in SUITE.attacks) or "none",
+    dataset=either(entry.label for entry in SUITE.datasets),
+    architecture=either(entry.label for entry in SUITE.architectures),
+    seed=either(map(str, SUITE.seeds)),
+    method=either([CLEAN, *SUITE.marks]),
+    attack=either([NO_ATTACK, *(entry.label for entry in SUITE.attacks)]),
+    scanner=either(entry.label for entry in SUITE.scanners),
+    null="[0-9]+",
 
 
 onstart:
     warm.start()
 
 
+def cell_of(wildcards):
+    """The cell of a job."""
+    return Cell(wildcards.dataset, wildcards.architecture, wildcards.seed, wildcards.get("method", CLEAN))
+
+
 def flow(value):
-    """A mapping as one line of YAML, the way a command takes it."""
+    """A value as one line of YAML, the way a command takes it."""
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip()
 
 
@@ -54,9 +95,9 @@ def options(kind):
     return lambda wildcards: flow(SUITE.entry(kind, wildcards[kind]).options())
 
 
-def plugin(kind):
-    """The file that defines the plug-in of the wildcard `kind`: whoever edits it gets its cells computed again."""
-    return lambda wildcards: known(kind)[SUITE.entry(kind, wildcards[kind]).name]
+def code(kind):
+    """The files that define the plug-in of the wildcard `kind`: whoever edits one gets its jobs run again."""
+    return lambda wildcards: SUITE.code_of(kind, wildcards[kind])
 
 
 def seed(*components):
@@ -74,36 +115,70 @@ def dataset_options(wildcards):
 
 
 def null_architecture(wildcards):
-    """The architecture of a null model, with its options: by turns those that the suite gives, or the cell's own."""
+    """The architecture of a null model: by turns those that the suite gives, or the cell's own."""
     turns = SUITE.nulls.architectures or [SUITE.entry("architecture", wildcards.architecture)]
-    return flow(turns[int(wildcards.null) % len(turns)].options())
+    return turns[int(wildcards.null) % len(turns)]
 
 
-def suspects(wildcards):
-    """(situation, attack, folder) of every suspect that is examined with a cell's key."""
-    models = RESULTS / "models" / wildcards.dataset / wildcards.architecture / wildcards.seed
-    yield "stolen", "none", models / wildcards.method
-    if wildcards.method != "clean":
-        made = RESULTS / "suspects" / wildcards.dataset / wildcards.architecture / wildcards.seed / wildcards.method
-        for entry in SUITE.attacks:
-            yield "stolen", entry.label, made / entry.label
-        yield "independent", "none", models / "independent"
-        if SUITE.nulls:
-            for null in range(SUITE.nulls.count):
-                yield f"null-{null}", "none", models / "nulls" / str(null)
-            for other in MARKS:
-                if other != wildcards.method:
-                    yield f"null-{other}", "none", models / other
-            for null in range(SUITE.nulls.other_keys):
-                yield f"null-key-{null}", "none", models / "other-keys" / wildcards.method / str(null)
+def model_folder(cell, place):
+    """The folder of the model, or of the attack's suspects, that stands at a place."""
+    if place.role == STOLEN:
+        return STUDY.model(cell) if place.attack == NO_ATTACK else STUDY.attacked(cell, place.attack)
+    if place.role == NULL:
+        return STUDY.null(cell, place.member)
+    return STUDY.independent(cell) if place.role == INDEPENDENT else STUDY.model(cell._replace(method=CLEAN))
 
 
-def explained(wildcards):
-    """(situation, attack, folder) of the marked model as it was stolen and of an independent one; where the mark carries a
-    code, also of what attacks made of it."""
-    carries = load("method", SUITE.entry("method", wildcards.method).name).carries
-    return [
-        (situation, attack, folder)
-        for situation, attack, folder in suspects(wildcards)
-        if situation in ("stolen", "independent") and (attack == "none" or carries)
+def card(folder, place):
+    """The file that is there when such a folder is."""
+    return folder / (CARD if place.attack == NO_ATTACK else INDEX)
+
+
+def cards(places):
+    """The cards of the models that a job looks at; `places`: wildcards -> where they stand."""
+
+    def of(wildcards):
+        cell = cell_of(wildcards)
+        return [card(model_folder(cell, place), place) for place in places(wildcards)]
+
+    return of
+
+
+def suspects(places):
+    """The same models as a command names them."""
+
+    def of(wildcards):
+        cell = cell_of(wildcards)
+        return [f"--suspect {place.text}={model_folder(cell, place)}" for place in places(wildcards)]
+
+    return of
+
+
+def at(line_up):
+    """The places of the line-up `line_up(cell)` with a job's role and attack."""
+    return lambda wildcards: [
+        place for place in line_up(cell_of(wildcards)) if (place.role, place.attack) == (wildcards.role, wildcards.attack)
     ]
+
+
+def claimed(wildcards):
+    """Whom claims have to do with: the model as it was stolen, the claimant's own, and the null models."""
+    return [place for place in SUITE.line_up(cell_of(wildcards)) if place.attack == NO_ATTACK]
+
+
+def jobs(line_up, cell):
+    """(role, attack) of every job of a line-up, each once."""
+    return dict.fromkeys((place.role, place.attack) for place in line_up(cell))
+
+
+def null_of_mark(wildcards):
+    """The model that stands for all that are not the owner's: the clean one, or for a fingerprint, whose model that is, a
+    second one."""
+    facts = SUITE.facts("method", wildcards.method)
+    return STUDY.twin(CELL) if facts["kind"] == "fingerprint" else STUDY.model(CLEAN_CELL)
+
+
+def scanned_model(wildcards):
+    """The folder of the model that a scanner looks at."""
+    member = "" if wildcards.member == "none" else wildcards.member
+    return model_folder(cell_of(wildcards), Place(wildcards.role, member))

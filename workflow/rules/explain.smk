@@ -1,27 +1,25 @@
-# What explanations of a suspect's answers show: the owner's QR code, and in which models.
+# What explanations of a suspect's answers show: the owner's QR code, and in which models. A job is one role and attack.
 
 
 rule explain:
     input:
-        data=RESULTS / "data/{dataset}/manifest.json",
-        suspects=lambda wildcards: [
-            folder / ("card.json" if attack == "none" else "index.json") for _, attack, folder in explained(wildcards)
-        ],
+        data=STUDY.data("{dataset}") / MANIFEST,
+        model=STUDY.model(CELL) / CARD,
+        suspects=cards(at(SUITE.explained)),
     output:
-        RESULTS / f"explanations/{CELL}/explanations.json",
+        job_folder(STUDY.explanations(CELL), "{role}", "{attack}") / EXPLANATIONS,
     log:
-        RESULTS / f"logs/explain/{CELL}.log",
+        RESULTS / f"logs/explain/{'/'.join(CELL)}/{{role}}/{{attack}}.log",
     params:
-        suspects=lambda wildcards: [f"--suspect {s}/{a}={folder}" for s, a, folder in explained(wildcards)],
-        key=str(RESULTS / f"keys/{CELL}.json"),
+        suspects=suspects(at(SUITE.explained)),
+        key=str(STUDY.key(CELL)),
         plan=flow(SUITE.explanations.model_dump()) if SUITE.explanations else "",
         seed=seed("explain", "dataset", "architecture", "seed"),
+        model=subpath(input.model, parent=True),
         data=subpath(input.data, parent=True),
         out=subpath(output[0], parent=True),
-    wildcard_constraints:
-        method="|".join(MARKS) or "none",
     conda:
         "../../environment.yml"
     shell:
-        "python -m stealthmark explain --data {params.data} --key {params.key} {params.suspects} --plan {params.plan:q}"
-        " --seed {params.seed} --threads {threads} --record-failure --out {params.out} 2> {log}"
+        "python -m stealthmark explain --data {params.data} --key {params.key} --marked {params.model} {params.suspects}"
+        " --plan {params.plan:q} --seed {params.seed} --threads {threads} --record-failure --out {params.out} 2> {log}"

@@ -2,8 +2,10 @@
 
 
 rule prepare:
+    input:
+        lambda wildcards: dataset.code_of(SUITE.entry("dataset", wildcards.dataset).name),
     output:
-        RESULTS / "data/{dataset}/manifest.json",
+        STUDY.data("{dataset}") / MANIFEST,
     log:
         RESULTS / "logs/prepare/{dataset}.log",
     params:

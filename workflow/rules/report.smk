@@ -27,6 +27,7 @@ rule report:
         RESULTS / "logs/report.log",
     params:
         results=subpath(output[0], parent=True),
+        captions=lambda wildcards, output: Captions(output[1], "captions.json"),
     conda:
         "../../environment.yml"
     shell:

@@ -3,13 +3,15 @@
 
 rule train_clean:
     input:
-        data=RESULTS / "data/{dataset}/manifest.json",
+        data=STUDY.data("{dataset}") / MANIFEST,
+        code=code("architecture"),
     output:
-        RESULTS / "models/{dataset}/{architecture}/{seed}/clean/card.json",
+        STUDY.model(CLEAN_CELL) / CARD,
     log:
         RESULTS / "logs/train/{dataset}/{architecture}/{seed}/clean.log",
     params:
         share="owner",
+        fraction=1,
         architecture=options("architecture"),
         schedule=flow(SUITE.training.model_dump()),
         seed=seed("train", "dataset", "architecture", "seed"),
@@ -18,18 +20,19 @@ rule train_clean:
     conda:
         "../../environment.yml"
     shell:
-        "python -m stealthmark train --data {params.data} --share {params.share} --architecture {params.architecture:q}"
-        " --schedule {params.schedule:q} --seed {params.seed} --threads {threads} --record-failure --out {params.out}"
-        " 2> {log}"
+        "python -m stealthmark train --data {params.data} --share {params.share} --fraction {params.fraction}"
+        " --architecture {params.architecture:q} --schedule {params.schedule:q} --seed {params.seed} --threads {threads}"
+        " --record-failure --out {params.out} 2> {log}"
 
 
 use rule train_clean as train_independent with:
     output:
-        RESULTS / "models/{dataset}/{architecture}/{seed}/independent/card.json",
+        STUDY.independent(CELL) / CARD,
     log:
         RESULTS / "logs/train/{dataset}/{architecture}/{seed}/independent.log",
     params:
         share="attacker",
+        fraction=1,
         architecture=options("architecture"),
         schedule=flow(SUITE.training.model_dump()),
         seed=seed("independent", "dataset", "architecture", "seed"),
@@ -37,27 +40,36 @@ use rule train_clean as train_independent with:
         out=subpath(output[0], parent=True),
 
 
-# The pool of null models that a suspect's score is ranked among, where the suite asks for one.
-rule train_null:
-    input:
-        data=RESULTS / "data/{dataset}/manifest.json",
+# A second clean model of the owner's: for a fingerprint it stands for all that are not the owner's.
+use rule train_clean as train_twin with:
     output:
-        RESULTS / "models/{dataset}/{architecture}/{seed}/nulls/{null}/card.json",
+        STUDY.twin(CELL) / CARD,
+    log:
+        RESULTS / "logs/train/{dataset}/{architecture}/{seed}/twin.log",
+    params:
+        share="owner",
+        fraction=1,
+        architecture=options("architecture"),
+        schedule=flow(SUITE.training.model_dump()),
+        seed=seed("twin", "dataset", "architecture", "seed"),
+        data=subpath(input.data, parent=True),
+        out=subpath(output[0], parent=True),
+
+
+# Models that were never marked, each trained by somebody else on part of the data: what a suspect is ranked among.
+use rule train_clean as train_null with:
+    input:
+        data=STUDY.data("{dataset}") / MANIFEST,
+        code=lambda wildcards: code_of("architecture", null_architecture(wildcards).name),
+    output:
+        STUDY.null(CELL, "{null}") / CARD,
     log:
         RESULTS / "logs/train/{dataset}/{architecture}/{seed}/nulls/{null}.log",
     params:
         share=lambda wildcards: "owner" if int(wildcards.null) % 2 else "attacker",
         fraction=SUITE.nulls.fraction if SUITE.nulls else 1,
-        architecture=null_architecture,
+        architecture=lambda wildcards: flow(null_architecture(wildcards).options()),
         schedule=flow(((SUITE.nulls and SUITE.nulls.training) or SUITE.training).model_dump()),
         seed=seed("null", "dataset", "architecture", "seed", "null"),
         data=subpath(input.data, parent=True),
         out=subpath(output[0], parent=True),
-    wildcard_constraints:
-        null="[0-9]+",
-    conda:
-        "../../environment.yml"
-    shell:
-        "python -m stealthmark train --data {params.data} --share {params.share} --fraction {params.fraction}"
-        " --architecture {params.architecture:q} --schedule {params.schedule:q} --seed {params.seed} --threads {threads}"
-        " --record-failure --out {params.out} 2> {log}"

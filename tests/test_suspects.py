@@ -1,5 +1,6 @@
-"""The predictor: what of an answer is believed, what is remembered, what is counted, and what is opened."""
+"""Suspects: what of an answer is believed, what is remembered, what is counted, and what is opened."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -12,9 +13,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from stealthmark import architecture, cli
+from stealthmark.access import LEVELS, at_access
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
-from stealthmark.predictor import ACCESS, Limits, Querier, at_access, connect, from_model, probabilities
+from stealthmark.suspects.checkpoint import from_model
+from stealthmark.suspects.connect import connect, describe_suspect
+from stealthmark.suspects.function import from_function
+from stealthmark.suspects.querier import Limits, Querier, Source, probabilities
 
 CPU = torch.device("cpu")
 SHAPE = (3, 32, 32)
@@ -24,14 +29,14 @@ def images(n: int, seed: int = 0, shape: tuple[int, int, int] = (1, 2, 2)) -> Te
     return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-class Suspect:
-    """Answers with half of the first channel, and notes how many images it was asked at a time."""
+class Half:
+    """Answers with half of the first channel, and notes how many images each request had."""
 
     def __init__(self):
-        self.asked: list[int] = []
+        self.requests: list[int] = []
 
     def __call__(self, batch: Tensor) -> np.ndarray:
-        self.asked.append(len(batch))
+        self.requests.append(len(batch))
         return (batch[:, 0] / 2).numpy()
 
 
@@ -59,9 +64,9 @@ LN3 = float(np.log(3))
     ],
 )
 def test_answers_become_the_foregrounds_probabilities(answer, shows, expected):
-    found = probabilities(answer, ONE, shows, "it")
-    assert found.dtype == torch.float32 and found.shape == (1, 1, 2)
-    assert found.flatten().tolist() == pytest.approx(expected, abs=1e-6) and found.min() >= 0 and found.max() <= 1
+    values = probabilities(answer, ONE, shows, "it")
+    assert values.dtype == torch.float32 and values.shape == (1, 1, 2)
+    assert values.flatten().tolist() == pytest.approx(expected, abs=1e-6) and values.min() >= 0 and values.max() <= 1
 
 
 NAN, INF = float("nan"), float("inf")
@@ -103,36 +108,36 @@ def test_any_other_answer_is_refused_in_a_sentence(answer, shows, words):
 
 
 def test_images_are_sent_in_batches_and_answered_in_order():
-    suspect = Suspect()
-    querier = Querier(suspect, Limits(batch=4))
-    asked = images(10)
-    torch.testing.assert_close(querier(asked), asked[:, 0] / 2, rtol=0, atol=0)
-    assert suspect.asked == [4, 4, 2] and querier.sent == 10
+    half = Half()
+    querier = Querier(Source(half), Limits(batch=4))
+    queries = images(10)
+    torch.testing.assert_close(querier(queries), queries[:, 0] / 2, rtol=0, atol=0)
+    assert half.requests == [4, 4, 2] and querier.sent == 10
 
 
 def test_an_image_is_sent_once_whatever_batch_it_comes_in():
-    suspect = Suspect()
-    querier = Querier(suspect)
-    asked = images(6)
-    querier(asked[:4])
+    half = Half()
+    querier = Querier(Source(half))
+    queries = images(6)
+    querier(queries[:4])
     order = [5, 2, 0, 5, 4, 2]
-    torch.testing.assert_close(querier(asked[order]), asked[order, 0] / 2, rtol=0, atol=0)
-    assert suspect.asked == [4, 2] and querier.sent == 6
+    torch.testing.assert_close(querier(queries[order]), queries[order, 0] / 2, rtol=0, atol=0)
+    assert half.requests == [4, 2] and querier.sent == 6
 
 
 def test_what_is_given_out_can_be_changed_without_changing_what_is_remembered():
-    querier = Querier(Suspect())
-    asked = images(3)
-    first = querier(asked)
+    querier = Querier(Source(Half()))
+    queries = images(3)
+    first = querier(queries)
     kept = first.clone()
     first.zero_()
-    querier(asked).zero_()
-    assert kept.max() > 0 and torch.equal(querier(asked), kept) and querier.sent == 3
+    querier(queries).zero_()
+    assert kept.max() > 0 and torch.equal(querier(queries), kept) and querier.sent == 3
 
 
 def test_the_same_values_in_another_shape_or_order_are_another_image():
-    suspect = Suspect()
-    querier = Querier(suspect)
+    half = Half()
+    querier = Querier(Source(half))
     tall = torch.arange(8.0).view(1, 1, 4, 2) / 8
     assert querier(tall).shape == (1, 4, 2) and querier(tall.view(1, 1, 2, 4)).shape == (1, 2, 4)
     querier(tall.view(1, 2, 2, 2))
@@ -142,17 +147,17 @@ def test_the_same_values_in_another_shape_or_order_are_another_image():
 
 
 def test_no_images_are_no_query():
-    suspect = Suspect()
-    assert Querier(suspect, Limits(budget=0))(images(0)).shape == (0, 2, 2) and suspect.asked == []
+    half = Half()
+    assert Querier(Source(half), Limits(budget=0))(images(0)).shape == (0, 2, 2) and half.requests == []
 
 
 def test_a_budget_is_never_exceeded_and_what_is_remembered_is_free():
-    suspect = Suspect()
-    querier = Querier(suspect, Limits(batch=2, budget=5))
+    half = Half()
+    querier = Querier(Source(half), Limits(batch=2, budget=5))
     querier(images(3))
     with pytest.raises(UserError, match="would be asked 3 images more after 3; the budget allows 5 in all"):
         querier(images(3, seed=1))
-    assert suspect.asked == [2, 1] and querier.sent == 3, "part of the call was sent"
+    assert half.requests == [2, 1] and querier.sent == 3, "part of the call was sent"
     querier(images(3))
     querier(torch.cat([images(3), images(2, seed=2)]))
     assert querier.sent == 5
@@ -162,7 +167,7 @@ def test_a_query_that_failed_was_a_query():
     def fails(batch: Tensor) -> np.ndarray:
         raise UserError("no answer")
 
-    querier = Querier(fails, Limits(batch=2, budget=3))
+    querier = Querier(Source(fails), Limits(batch=2, budget=3))
     with pytest.raises(UserError, match="no answer"):
         querier(images(3))
     assert querier.sent == 2, "the second batch was never sent"
@@ -171,35 +176,50 @@ def test_a_query_that_failed_was_a_query():
 
 
 def test_answers_before_a_bad_one_are_kept():
-    suspect = Suspect()
+    half = Half()
 
     def later_nan(batch: Tensor) -> np.ndarray:
-        return suspect(batch) if len(suspect.asked) < 1 else np.full((len(batch), 2, 2), NAN)
+        return half(batch) if len(half.requests) < 1 else np.full((len(batch), 2, 2), NAN)
 
-    querier = Querier(later_nan, Limits(batch=2))
+    querier = Querier(Source(later_nan), Limits(batch=2))
     with pytest.raises(UserError, match="not finite"):
         querier(images(4))
     assert torch.equal(querier(images(4)[:2]), images(4)[:2, 0] / 2) and querier.sent == 4
 
 
 def test_memory_is_bounded_and_the_oldest_answers_go_first():
-    suspect = Suspect()
-    querier = Querier(suspect, Limits(remembered=3 * 16))  # three answers of 2 x 2 float32
-    asked = images(5)
-    torch.testing.assert_close(querier(asked), asked[:, 0] / 2, rtol=0, atol=0)
-    querier(asked[2:])
+    half = Half()
+    querier = Querier(Source(half), Limits(remembered=3 * 16))  # three answers of 2 x 2 float32
+    queries = images(5)
+    torch.testing.assert_close(querier(queries), queries[:, 0] / 2, rtol=0, atol=0)
+    querier(queries[2:])
     assert querier.sent == 5
-    torch.testing.assert_close(querier(asked), asked[:, 0] / 2, rtol=0, atol=0)  # 2, 3, 4 known, and pushed out meanwhile
+    torch.testing.assert_close(querier(queries), queries[:, 0] / 2, rtol=0, atol=0)  # 2, 3, 4 known, and pushed out meanwhile
     assert querier.sent == 7
-    nothing = Querier(suspect, Limits(remembered=0))
+    nothing = Querier(Source(half), Limits(remembered=0))
     for sent in (1, 2):
-        nothing(asked[:1])
+        nothing(queries[:1])
         assert nothing.sent == sent
+
+
+def test_the_memory_frees_what_it_forgets():
+    """An answer of a large batch is kept apart from the others of its batch."""
+    querier = Querier(Source(Half()), Limits(batch=64, remembered=5 * 16))
+    for seed in range(3):
+        querier(images(64, seed))
+    kept = querier._remembered.values()
+    assert sum(answer.untyped_storage().nbytes() for answer in kept) == 5 * 16
+
+
+def test_a_source_may_take_fewer_images_at_a_time():
+    half = Half()
+    Querier(Source(half, batch=2), Limits(batch=4))(images(5))
+    assert half.requests == [2, 2, 1]
 
 
 def test_images_of_another_shape_are_refused():
     with pytest.raises(UserError, match=r"it is asked with images of shape \(1, 2, 2\); allowed: \(3, 2, 2\)"):
-        Querier(Suspect(), name="it", shape=(3, 2, 2))(images(1))
+        Querier(Source(Half(), "it"), shape=(3, 2, 2))(images(1))
 
 
 @pytest.mark.parametrize("field", ["batch", "timeout", "pixel_bytes", "file_bytes"])
@@ -228,20 +248,81 @@ class First(nn.Module):
 
 def test_a_network_is_asked_once_for_all_access_levels():
     model = First()
-    predictor, asked = from_model(model, CPU, batch=3), images(5)
-    for level, shown in ACCESS.items():
-        torch.testing.assert_close(at_access(predictor, level)(asked), shown((asked[:, 0] * 4 - 2).sigmoid()), rtol=0, atol=0)
+    predictor, queries = from_model(model, CPU, batch=3), images(5)
+    for level, shows in LEVELS.items():
+        torch.testing.assert_close(
+            at_access(predictor, level)(queries), shows((queries[:, 0] * 4 - 2).sigmoid()), rtol=0, atol=0
+        )
     assert model.sizes == [3, 2] and predictor.sent == 5
 
 
 def test_the_numbers_of_a_network_are_its_own_to_the_last_digit():
     torch.manual_seed(0)
     model = make("architecture", {"name": "unet", "weights": "random"}).build(3, pretrained=False, size=SHAPE[1]).eval()
-    asked = images(5, shape=SHAPE)
+    queries = images(5, shape=SHAPE)
     with torch.inference_mode():
-        parts = [part.contiguous(memory_format=torch.channels_last) for part in asked.split(2)]
+        parts = [part.contiguous(memory_format=torch.channels_last) for part in queries.split(2)]
         expected = torch.cat([model(part)[:, 0].sigmoid() for part in parts])
-    assert torch.equal(from_model(model, CPU, batch=2)(asked), expected)
+    assert torch.equal(from_model(model, CPU, batch=2)(queries), expected)
+
+
+def test_what_is_remembered_of_a_network_is_a_quarter_of_a_gigabyte():
+    """A study goes through many images, of several networks at a time."""
+    assert from_model(First(), CPU).limits.remembered == 2**28
+
+
+# --- a Python function ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda answer: answer,
+        lambda answer: answer.requires_grad_(),
+        lambda answer: answer.double()[:, None],
+        lambda answer: answer.numpy(),
+        lambda answer: np.stack([1 - answer.numpy(), answer.numpy()], 1),
+        lambda answer: answer.tolist(),
+    ],
+)
+def test_a_function_may_answer_with_a_tensor_or_an_array(change):
+    querier = from_function(lambda batch: change(batch[:, 0] / 2))
+    torch.testing.assert_close(querier(images(5)), images(5)[:, 0] / 2, rtol=0, atol=1e-6)
+
+
+def test_a_function_may_answer_in_bfloat16():
+    expected = images(2)[:, 0].bfloat16().float()
+    assert torch.equal(from_function(lambda batch: batch[:, 0].bfloat16())(images(2)), expected)
+
+
+def test_a_function_says_what_its_numbers_are():
+    answers = from_function(lambda batch: batch[:, 0] * 4 - 2, shows="logits")(images(2))
+    torch.testing.assert_close(answers, (images(2)[:, 0] * 4 - 2).sigmoid())
+    assert torch.equal(from_function(lambda batch: batch[:, 0] > 0.5, shows="labels")(images(2)), (images(2)[:, 0] > 0.5) * 1.0)
+
+
+def test_a_function_stands_behind_memory_budget_and_checks():
+    half = Half()
+    querier = from_function(half, "the clinic's model", (1, 2, 2), limits=Limits(batch=2, budget=3))
+    querier(images(3))
+    querier(images(3).flip(0))
+    assert half.requests == [2, 1] and querier.sent == 3
+    with pytest.raises(UserError, match="the clinic's model would be asked 1 images more after 3"):
+        querier(images(1, seed=1))
+    with pytest.raises(UserError, match=r"the clinic's model is asked with images of shape \(3, 32, 32\)"):
+        querier(images(1, shape=SHAPE))
+    for answer in (None, "no", torch.zeros(3), torch.full((1, 2, 2), NAN), torch.ones(1, 2, 2, dtype=torch.uint8)):
+        with pytest.raises(UserError, match="the clinic's model answers with"):
+            from_function(lambda batch, answer=answer: answer, "the clinic's model")(images(1))
+
+
+def test_a_function_may_change_the_images_that_it_is_given():
+    queries = images(3)
+
+    def predict(batch: Tensor) -> Tensor:
+        return batch.sub_(0.5).abs_()[:, 0]
+
+    assert torch.equal(from_function(predict)(queries), (images(3)[:, 0] - 0.5).abs()) and torch.equal(queries, images(3))
 
 
 # --- what is opened ---------------------------------------------------------------------------------------------------
@@ -260,9 +341,9 @@ def folder(tmp_path_factory):
 
 def test_a_checkpoint_folder_answers_as_its_network(folder):
     model, _ = architecture.load(folder, CPU)
-    asked = images(3, shape=SHAPE)
+    queries = images(3, shape=SHAPE)
     connected = connect(folder, SHAPE, CPU, Limits(budget=3))
-    assert torch.equal(connected(asked), from_model(model, CPU)(asked)) and connected.sent == 3
+    assert torch.equal(connected(queries), from_model(model, CPU)(queries)) and connected.sent == 3
     with pytest.raises(UserError, match=f"{folder} would be asked 1 images more"):
         connected(images(1, seed=9, shape=SHAPE))
 
@@ -315,6 +396,40 @@ def test_what_is_no_suspect(suspect, words):
     assert all(word in str(error.value) for word in words) and "secret" not in str(error.value)
 
 
+def test_a_suspect_is_described_without_secrets_and_paths(folder, tmp_path):
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    description = {"name": "model", "kind": "checkpoint", "sha256": digest}
+    assert describe_suspect(folder) == describe_suspect(f"{folder}/../model/") == description
+    (tmp_path / "theirs.ONNX").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert describe_suspect(tmp_path / "theirs.ONNX") == {"name": "theirs.ONNX", "kind": "onnx", "sha256": digest}
+    address = "https://user:password@suspect.example:8443/v1/predict?token=secret"
+    assert describe_suspect(address) == {"name": "suspect.example/v1/predict", "kind": "http"}
+
+
+def test_what_was_opened_is_what_is_described(folder):
+    source = connect(folder, SHAPE, CPU).source
+    description = describe_suspect(folder)
+    assert (source.kind, source.sha256) == (description["kind"], description["sha256"])
+
+
+@pytest.mark.parametrize("suspect", ["nowhere", "nowhere.onnx", "nowhere.pt", "ftp://example.org/model", "http://[::1/x"])
+def test_what_is_no_suspect_is_not_described(suspect):
+    with pytest.raises(UserError, match="allowed: "):
+        describe_suspect(suspect)
+
+
+def test_a_folder_without_weights_is_not_described(tmp_path):
+    with pytest.raises(UserError, match="cannot read .*model.safetensors: No such file"):
+        describe_suspect(tmp_path)
+
+
+def test_opening_a_folder_needs_no_library_of_other_kinds_of_suspect():
+    """Each takes a second to import; a study opens nothing but folders of its own."""
+    program = "import sys, stealthmark.suspects.connect as _; print(*{'requests', 'onnxruntime', 'nnunetv2'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"
+
+
 def test_an_empty_folder_is_no_suspect(tmp_path):
     with pytest.raises(UserError, match="is not a checkpoint: card.json is absent"):
         connect(tmp_path, SHAPE, CPU)
@@ -331,7 +446,7 @@ def test_what_is_shown_must_be_known(folder):
 def test_folder_file_and_service_give_the_same_answers(folder, tmp_path, monkeypatch):
     """Exported and served by the commands, the service in a process of its own."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    asked, file = images(5, shape=SHAPE), tmp_path / "model.onnx"
+    queries, file = images(5, shape=SHAPE), tmp_path / "model.onnx"
     assert cli.main(["export", "--model", str(folder), "--out", str(file)]) == 0
     content = file.read_bytes()
     assert str(Path(cli.__file__).parent).encode() not in content and b".py" not in content, "it names files of its maker"
@@ -341,7 +456,7 @@ def test_folder_file_and_service_give_the_same_answers(folder, tmp_path, monkeyp
         try:
             url = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline()).group()
             suspects = [connect(where, SHAPE, CPU, Limits(batch=2)) for where in (folder, file, url)]
-            first, *others = [suspect(asked) for suspect in suspects]
+            first, *others = [suspect(queries) for suspect in suspects]
         finally:
             process.terminate()
     assert first.std() > 1e-3, "a constant would show nothing"

@@ -1,14 +1,14 @@
 """A suspect behind HTTP: the protocol (in full in docs/http.md), and its client.
 
 `POST <address>`, Content-Type `application/x-npy`, the body one .npy array, float32 (B, C, H, W) in [0, 1]. The answer is
-status 200 and one .npy array that `predictor.probabilities` allows. What a suspect sends is untrusted: an answer is read no
+status 200 and one .npy array that `querier.probabilities` allows. What a suspect sends is untrusted: an answer is read no
 further than the largest that can be one, and no array of objects (a pickle) is ever loaded.
 """
 
 import io
 import ssl
 from time import monotonic
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 import requests
@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.exceptions import TimeoutError as TooSlow
 
 from stealthmark.errors import UserError
-from stealthmark.predictor import Ask, Limits
+from stealthmark.suspects.querier import Limits, Shows, Source
 
 NPY = "application/x-npy"
 #: Bytes that the header of an .npy array may take.
@@ -59,14 +59,10 @@ def from_npy(body: bytes) -> np.ndarray:
     return np.frombuffer(body, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
-def service(url: str, limits: Limits) -> tuple[Ask, str]:
-    """How to ask the service at `url`, and its name without what may be a secret (user, password, query).
+def parse(url: str) -> tuple[SplitResult, str]:
+    """The parts of a service's address, and its name without what may be a secret (user, password, query).
 
-    A request that fails to connect, or is answered with one of `BUSY`, is sent up to `limits.retries` times again, after
-    what its Retry-After says (`limits.timeout` at most) or an ever longer pause. Redirects are not followed: the images go
-    to the address that was given. Proxies, certificates and .netrc are taken from the environment, as requests does.
-    Raises UserError for an address that is none, and asking raises it for a service that cannot be reached in time, a status
-    other than 200, and a body that is too large or is not an .npy array.
+    Raises UserError for an address that is none.
     """
     try:
         parts = urlsplit(url)
@@ -76,6 +72,19 @@ def service(url: str, limits: Limits) -> tuple[Ask, str]:
         name, usable = url.rpartition("@")[2].partition("?")[0], False
     if not usable:
         raise UserError(f"{name} is not an address that can be asked; allowed: http://HOST[:PORT]/... or https://...")
+    return parts, name
+
+
+def source(url: str, limits: Limits, shows: Shows = "probabilities") -> Source:
+    """The service at `url`, whose answers are what `shows` says.
+
+    A request that fails to connect, or is answered with one of `BUSY`, is sent up to `limits.retries` times again, after
+    what its Retry-After says (`limits.timeout` at most) or an ever longer pause. Redirects are not followed: the images go
+    to the address that was given. Proxies, certificates and .netrc are taken from the environment, as requests does.
+    Raises UserError for an address that is none. Asking raises it for a service that cannot be reached in time, a status
+    other than 200, and a body that is too large or is not an .npy array.
+    """
+    _, name = parse(url)
     longest = max(1, round(limits.timeout))
     retry = Retry(
         limits.retries,
@@ -109,7 +118,7 @@ def service(url: str, limits: Limits) -> tuple[Ask, str]:
         except ValueError as error:
             raise UserError(f"{name} answers with something else than probabilities: {error}") from None
 
-    return ask, name
+    return Source(ask, name, "http", shows)
 
 
 def _read(raw: HTTPResponse, most: int, timeout: float, name: str) -> bytes:
@@ -128,10 +137,10 @@ def _where(response: requests.Response) -> str:
     return f" (to {response.headers['Location'][:200]!r})" if "Location" in response.headers else ""
 
 
-def _reason(error: Exception, timeout: float) -> str:
+def _reason(error: BaseException, timeout: float) -> str:
     """Of what requests, urllib3 and the system wrap in one another, what the innermost says."""
-    inner = error
-    while inner:
+    inner: BaseException | None = error
+    while inner is not None:
         error, links = inner, (getattr(inner, "reason", None), *inner.args, inner.__cause__)
         inner = next((link for link in links if isinstance(link, Exception)), None)
     if isinstance(error, (TimeoutError, TooSlow)):

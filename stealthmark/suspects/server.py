@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from stealthmark.errors import UserError
-from stealthmark.method import Predictor
-from stealthmark.remote import HEADER, NPY, from_npy, to_npy
+from stealthmark.suspects.http import HEADER, NPY, from_npy, to_npy
+from stealthmark.suspects.querier import Predictor
 
 #: Images that one request may hold.
 MOST = 256

@@ -1,9 +1,10 @@
 """ONNX files: a suspect's, opened as untrusted input, and a checkpoint written as one."""
 
-import os
+import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,15 +15,18 @@ from torch import Tensor, nn
 
 from stealthmark import architecture
 from stealthmark.errors import UserError
-from stealthmark.predictor import Ask, Limits, Querier
+from stealthmark.files import whole
+from stealthmark.suspects.querier import Limits, Querier, Shows, Source
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 #: How far an exported file's probabilities may be from the network's.
 EXACT = 1e-5
 
 
-def opened(file: Path, shape: tuple[int, int, int], device: torch.device, limits: Limits) -> tuple[Ask, int]:
-    """How to ask the network in `file` about images of `shape` (C, H, W), and how many at a time.
+def source(
+    file: Path, shape: tuple[int, int, int], device: torch.device, limits: Limits, shows: Shows = "probabilities"
+) -> Source:
+    """The network in `file`, for images of `shape` (C, H, W), whose answers are what `shows` says.
 
     A file that takes a fixed number of images is given that many, the last one repeated; its answers to those are dropped.
     Runs on CUDA where `device` says so and onnxruntime can, else on the CPU.
@@ -30,13 +34,13 @@ def opened(file: Path, shape: tuple[int, int, int], device: torch.device, limits
     from wherever the suspect says), has more than one input or output, or takes other images. Asking raises it when the
     network cannot be run, or not within `limits.timeout`.
     """
-    session = _session(_checked(file, limits.file_bytes), file, device)
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    for kind, found in (("inputs", inputs), ("outputs", outputs)):
-        if len(found) != 1 or not found[0].type.startswith("tensor("):
-            named = ", ".join(f"{one.name!r} {one.type}" for one in found) or "none"
+    content = _checked(file, limits.file_bytes)
+    session = _session(content, file, device)
+    for kind, tensors in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+        if len(tensors) != 1 or not tensors[0].type.startswith("tensor("):
+            named = ", ".join(f"{tensor.name!r} {tensor.type}" for tensor in tensors) or "none"
             raise UserError(f"{file} has the {kind} {named[:200]}; allowed: one tensor")
-    entry = inputs[0]
+    (entry,) = session.get_inputs()
     if entry.type not in TYPES:
         raise UserError(f"{file} takes values of type {entry.type}; allowed: {', '.join(TYPES)}")
     # A dimension that is not a number is free.
@@ -48,13 +52,13 @@ def opened(file: Path, shape: tuple[int, int, int], device: torch.device, limits
         raise UserError(f"{file} takes {batch} images at a time; allowed: any number, or one from 1 to {limits.batch}")
 
     def ask(images: Tensor) -> np.ndarray:
-        given = images.contiguous().numpy().astype(TYPES[entry.type], copy=False)
+        values = images.contiguous().numpy().astype(TYPES[entry.type], copy=False)
         if batch is not None:
-            given = np.concatenate([given, np.repeat(given[-1:], batch - len(given), axis=0)])
-        answer = _run(session, {entry.name: given}, file, limits.timeout)
+            values = np.concatenate([values, np.repeat(values[-1:], batch - len(values), axis=0)])
+        answer = _run(session, {entry.name: values}, file, limits.timeout)
         return answer[: len(images)] if answer.shape[:1] == (batch,) else answer
 
-    return ask, limits.batch if batch is None else batch
+    return Source(ask, str(file), "onnx", shows, batch, hashlib.sha256(content).hexdigest())
 
 
 def _checked(file: Path, file_bytes: int) -> bytes:
@@ -77,7 +81,7 @@ def _checked(file: Path, file_bytes: int) -> bytes:
     return content
 
 
-def _tensors(message) -> Iterator[onnx.TensorProto]:
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
     """Every tensor in an ONNX message, wherever it stands: initialisers, attributes, subgraphs, functions."""
     if isinstance(message, onnx.TensorProto):
         yield message
@@ -102,13 +106,13 @@ def _session(content: bytes, file: Path, device: torch.device) -> onnxruntime.In
         raise UserError(f"{file} cannot be opened: {_sentence(error)}") from None
 
 
-def _run(session: onnxruntime.InferenceSession, given: dict[str, np.ndarray], file: Path, timeout: float) -> np.ndarray:
+def _run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray], file: Path, timeout: float) -> np.ndarray:
     run = onnxruntime.RunOptions()
     run.log_severity_level = 4
     timer = threading.Timer(timeout, setattr, (run, "terminate", True))
     timer.start()
     try:
-        (answer,) = session.run(None, given, run)
+        (answer,) = session.run(None, inputs, run)
     except Exception as error:
         if run.terminate:
             raise UserError(f"{file} gives no answer within {timeout:g} s") from None
@@ -130,7 +134,7 @@ class _Probabilities(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[:, 0].sigmoid()
+        return architecture.foreground(self.network, images).sigmoid()
 
 
 def export(folder: Path, file: Path) -> None:
@@ -143,20 +147,21 @@ def export(folder: Path, file: Path) -> None:
     model = _Probabilities(network).eval()
     shape = (card["channels"], card["size"], card["size"])
     images = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
-    batch = {"images": {0: torch.export.Dim("batch")}}
-    names = {"input_names": ["images"], "output_names": ["probabilities"]}
-    program = torch.onnx.export(model, (images,), dynamic_shapes=batch, dynamo=True, verbose=False, **names)
+    program = torch.onnx.export(
+        model,
+        (images,),
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None, "with dynamo there is always a program"
     ClearMetadataAndDocStringPass()(program.model)  # the lines of code that made it, with this machine's paths
-    partial = file.with_name(file.name + ".partial")
-    try:
+    with whole(file) as partial:
         program.save(partial, external_data=False)
-        asked = Querier(opened(partial, shape, torch.device("cpu"), Limits())[0])
+        exported = Querier(source(partial, shape, torch.device("cpu"), Limits()))
         with torch.inference_mode():
-            difference = (asked(images) - model(images)).abs().max().item()
+            difference = (exported(images) - model(images)).abs().max().item()
         if difference > EXACT:
             raise UserError(f"{file} answers otherwise than the network in {folder}, by {difference:g}; allowed: {EXACT:g}")
-        os.replace(partial, file)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from stealthmark import architecture, cli
 from stealthmark.errors import UserError
-from stealthmark.onnxfile import export
 from stealthmark.plugin import make
-from stealthmark.predictor import Limits, connect
+from stealthmark.suspects.connect import connect, describe_suspect
+from stealthmark.suspects.onnx import export
+from stealthmark.suspects.querier import Limits
 
 CPU = torch.device("cpu")
 SHAPE = (3, 4, 4)
@@ -83,6 +84,11 @@ def test_a_graph_for_a_fixed_number_of_images_is_given_that_many(written, fixed)
     assert suspect.sent == 5, "what fills up a batch is no query"
 
 
+def test_what_was_opened_is_what_is_described(written):
+    source = connect(written(HALF), SHAPE, CPU).source
+    assert describe_suspect(written(HALF)) == {"name": "suspect.onnx", "kind": source.kind, "sha256": source.sha256}
+
+
 def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path, capsys):
     assert cli.main(["export", "--model", str(tmp_path), "--out", str(tmp_path / "model.onnx")]) == 1
     assert "is not a checkpoint: card.json is absent" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
@@ -95,7 +101,7 @@ def test_an_export_that_answers_otherwise_is_not_kept(tmp_path, monkeypatch):
     other = parser.parse_model(HEAD + HALF.replace("4,4", "32,32"))
     program = type("Program", (), {"model": None, "save": lambda self, path, **_: onnx.save(other, path)})
     monkeypatch.setattr("torch.onnx.export", lambda *args, **options: program())
-    monkeypatch.setattr("stealthmark.onnxfile.ClearMetadataAndDocStringPass", lambda: lambda model: None)
+    monkeypatch.setattr("stealthmark.suspects.onnx.ClearMetadataAndDocStringPass", lambda: lambda model: None)
     with pytest.raises(UserError, match="answers otherwise than the network in .*; allowed: 1e-05"):
         export(tmp_path / "model", tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -228,11 +234,11 @@ def test_a_graph_that_never_ends_is_stopped(written):
 
 def test_without_a_gpu_for_onnxruntime_the_cpu_answers(written, monkeypatch):
     """A CUDA device for torch does not mean that this onnxruntime can use it."""
-    asked = []
+    opened_with = []
     session = onnxruntime.InferenceSession
 
     def opening(*args, providers):
-        asked.append(providers)
+        opened_with.append(providers)
         return session(*args, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr("onnxruntime.InferenceSession", opening)
@@ -240,8 +246,8 @@ def test_without_a_gpu_for_onnxruntime_the_cpu_answers(written, monkeypatch):
         (["AzureExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]),
         (["CUDAExecutionProvider", "CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]),
     ):
-        monkeypatch.setattr("onnxruntime.get_available_providers", lambda found=available: found)
+        monkeypatch.setattr("onnxruntime.get_available_providers", lambda providers=available: providers)
         connect(written(HALF), SHAPE, torch.device("cuda"))(images())
-        assert asked.pop() == expected
+        assert opened_with.pop() == expected
     connect(written(HALF), SHAPE, CPU)
-    assert asked == [["CPUExecutionProvider"]]
+    assert opened_with == [["CPUExecutionProvider"]]

@@ -20,11 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stealthmark import remote
+from stealthmark.access import at_access
 from stealthmark.errors import UserError
-from stealthmark.predictor import Limits, at_access, connect, from_model
-from stealthmark.remote import HEADER, NPY, from_npy, to_npy
-from stealthmark.server import address_of, server
+from stealthmark.suspects import http as protocol
+from stealthmark.suspects.checkpoint import from_model
+from stealthmark.suspects.connect import connect
+from stealthmark.suspects.http import HEADER, NPY, from_npy, to_npy
+from stealthmark.suspects.querier import Limits
+from stealthmark.suspects.server import address_of, server
 
 CPU = torch.device("cpu")
 SHAPE = (3, 4, 4)
@@ -173,7 +176,7 @@ def test_a_budget_counts_images_and_sends_nothing_beyond():
 # --- services that are busy, absent or slow ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", remote.BUSY)
+@pytest.mark.parametrize("status", protocol.BUSY)
 def test_a_busy_service_is_asked_again(status):
     with Service(reply(status, Retry_After="0"), reply(status, Retry_After="0"), array()) as service:
         suspect = connect(service.url, SHAPE, CPU, Limits(retries=2, budget=5))
@@ -237,7 +240,7 @@ def test_a_service_that_falls_silent_within_its_answer():
 def test_a_service_that_answers_in_drops(monkeypatch):
     """Each drop comes in time, all of them together do not."""
     clock = itertools.count(step=40)
-    monkeypatch.setattr(remote, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(protocol, "monotonic", lambda: next(clock))
 
     def drip(handler, body, service):
         handler.send_response(200)
@@ -413,12 +416,12 @@ def test_how_large_an_answer_may_be_is_a_limit():
 # --- the reference server ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level, shown", [("probabilities", half), ("label", lambda batch: (half(batch) > 0.5).float())])
-def test_the_server_shows_what_its_access_level_allows(level, shown):
+@pytest.mark.parametrize("level, expected", [("probabilities", half), ("label", lambda batch: (half(batch) > 0.5).float())])
+def test_the_server_shows_what_its_access_level_allows(level, expected):
     with running(server(at_access(half, level), SHAPE, port=0)) as url:
         assert url.startswith("http://127.0.0.1:")
-        found = connect(url, SHAPE, CPU, Limits(batch=2), "labels" if level == "label" else "probabilities")(images())
-        torch.testing.assert_close(found, shown(images()), rtol=0, atol=0)
+        answers = connect(url, SHAPE, CPU, Limits(batch=2), "labels" if level == "label" else "probabilities")(images())
+        torch.testing.assert_close(answers, expected(images()), rtol=0, atol=0)
 
 
 def post(url: str, body: bytes, path: str = "/", method: str = "POST", **headers: str) -> tuple[int, str]:
@@ -433,7 +436,7 @@ def post(url: str, body: bytes, path: str = "/", method: str = "POST", **headers
         return answer.status, answer.read().decode("latin-1")
 
 
-def asked(url: str, body: bytes) -> tuple[int, str]:
+def posted(url: str, body: bytes) -> tuple[int, str]:
     return post(url, body, Content_Type=NPY, Content_Length=str(len(body)))
 
 
@@ -460,9 +463,9 @@ GOOD = to_npy(images(2).numpy())
 )
 def test_the_server_answers_a_malformed_body_with_one_sentence(body, words):
     with running(server(half, SHAPE, port=0, most=8)) as url:
-        status, sentence = asked(url, body)
+        status, sentence = posted(url, body)
         assert status == 400 and sentence.count("\n") == 1 and all(word in sentence for word in words), sentence
-        assert asked(url, GOOD)[0] == 200, "it does not answer any more"
+        assert posted(url, GOOD)[0] == 200, "it does not answer any more"
 
 
 @pytest.mark.parametrize(
@@ -480,17 +483,26 @@ def test_the_server_answers_a_malformed_body_with_one_sentence(body, words):
 )
 def test_the_server_refuses_before_it_reads(how, status, words):
     with running(server(half, SHAPE, port=0, most=8)) as url:
-        found, sentence = post(url, b"", **how)
-        assert found == status and words in sentence and sentence.count("\n") == 1
+        answered, sentence = post(url, b"", **how)
+        assert answered == status and words in sentence and sentence.count("\n") == 1
 
 
-def test_what_the_model_cannot_answer_is_the_servers_fault(capfd):
+def test_what_the_model_cannot_answer_is_the_servers_fault(capfd, monkeypatch):
     def fails(batch: Tensor) -> Tensor:
         raise (UserError if batch.shape[0] == 1 else RuntimeError)("the inside\nof the model")
 
-    with running(server(fails, SHAPE, port=0)) as url:
-        assert asked(url, to_npy(images(1).numpy())) == (500, "the inside\nof the model\n")
-        assert asked(url, GOOD) == (500, "the model failed: RuntimeError\n"), "it tells of its inside"
+    serving, reported = server(fails, SHAPE, port=0), threading.Event()
+    report = serving.handle_error
+
+    def reporting(*request: object) -> None:
+        report(*request)
+        reported.set()
+
+    monkeypatch.setattr(serving, "handle_error", reporting)
+    with running(serving) as url:
+        assert posted(url, to_npy(images(1).numpy())) == (500, "the inside\nof the model\n")
+        assert posted(url, GOOD) == (500, "the model failed: RuntimeError\n"), "it tells of its inside"
+        assert reported.wait(60), "it keeps the reason to itself"
     assert "RuntimeError: the inside" in capfd.readouterr().err, "whoever runs it sees why"
 
 
@@ -513,9 +525,9 @@ def test_predictions_are_made_one_at_a_time(monkeypatch):
         inside.pop()
         return half(batch)
 
-    monkeypatch.setattr("stealthmark.server.from_npy", reading)
+    monkeypatch.setattr("stealthmark.suspects.server.from_npy", reading)
     with running(server(predict, SHAPE, port=0)) as url:
-        threads = [threading.Thread(target=asked, args=(url, GOOD)) for _ in range(8)]
+        threads = [threading.Thread(target=posted, args=(url, GOOD)) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -1,7 +1,8 @@
-"""An nnU-Net model folder as a suspect: what nnU-Net's own predictor answers, slice by slice."""
+"""A results folder of nnU-Net as a suspect: what nnU-Net's own predictor answers, image by image."""
 
+import contextlib
 import hashlib
-import json
+import io
 import pickle
 from pathlib import Path
 
@@ -10,37 +11,41 @@ import torch
 from torch import Tensor
 
 from stealthmark.errors import UserError
-from stealthmark.method import Predictor
+from stealthmark.files import read_json
+from stealthmark.suspects.querier import Source
 
+PLANS, DATASET = "plans.json", "dataset.json"
 #: Where the classes that a plan names may come from: a suspect's files may name any.
 TRUSTED = ("dynamic_network_architectures.", "torch.nn.")
 
 
-def from_results_folder(
+def source(
     folder: Path,
+    shape: tuple[int, int, int],
     device: torch.device,
     fold: int | str = 0,
     checkpoint: str = "checkpoint_final.pth",
     white: float = 255.0,
     mirroring: bool = False,
-) -> Predictor:
-    """The model in nnU-Net's results folder (`Dataset.../Trainer__Plans__2d`) as a predictor: images float (B, C, H, W) in
-    [0, 1] -> probabilities of any foreground, float (B, H, W), on the CPU.
+) -> Source:
+    """The model in nnU-Net's results folder (`Dataset.../Trainer__Plans__2d`), for images of `shape` (C, H, W).
 
-    Images go through nnU-Net's whole pipeline, as 2-D images whose brightest value is `white`. With `mirroring` answers are
-    averaged over mirrored images, nnU-Net's default, under which a trigger with a place is seen in one of four.
+    It answers with the probability of any foreground. Images go through nnU-Net's whole pipeline, as 2-D images whose
+    brightest value is `white`. With `mirroring` answers are averaged over mirrored images, nnU-Net's default, under which a
+    trigger with a place is seen in one of four.
 
     A checkpoint is a pickle: it is opened as tensors and plain values only. Raises UserError when it holds anything else, when
-    its plan names classes from outside nnU-Net and torch, when a file is absent, or when weights and plan do not agree.
+    its plan names classes from outside nnU-Net and torch, when a file is absent, when weights and plan do not agree, or when
+    the model takes another number of channels.
     """
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    dataset, plans = (_json(folder / name) for name in ("dataset.json", "plans.json"))
-    file = folder / f"fold_{fold}" / checkpoint
-    stored = _checkpoint(file)
+    dataset, plans = _described(folder / DATASET), _described(folder / PLANS)
+    file = checkpoint_of(folder, fold, checkpoint)
+    stored, digest = _opened(file)
     try:
         manager = PlansManager(plans)
         configuration = manager.get_configuration(stored["init_args"]["configuration"])
@@ -49,12 +54,13 @@ def from_results_folder(
         classes = [name, *(options[key] for key in configuration.network_arch_init_kwargs_req_import)]
         foreign = [each for each in classes if each is not None and not str(each).startswith(TRUSTED)]
         if foreign:
-            raise UserError(f"{folder / 'plans.json'} names {foreign[0]!r}, which is neither nnU-Net's nor torch's; not loaded")
+            raise UserError(f"{folder / PLANS} names {foreign[0]!r}, which is neither nnU-Net's nor torch's; not loaded")
+        channels = determine_num_input_channels(manager, configuration, dataset)
         network = get_network_from_plans(
             name,
             options,
             configuration.network_arch_init_kwargs_req_import,
-            determine_num_input_channels(manager, configuration, dataset),
+            channels,
             labels.num_segmentation_heads,
             deep_supervision=False,
         )
@@ -64,42 +70,48 @@ def from_results_folder(
         raise UserError(f"{file} and the plan beside it are not one nnU-Net model: {str(error).splitlines()[0]}") from None
     if labels.has_regions or len(configuration.patch_size) != 2:
         raise UserError(f"{folder} is a model of regions or of volumes; only 2-D models of labels can be examined")
-    predictor = nnUNetPredictor(
-        use_mirroring=mirroring, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
-    )
+    if channels != shape[0]:
+        raise UserError(f"the model in {folder} does not take images of shape {shape}; allowed: {channels} channels")
+    with contextlib.redirect_stdout(io.StringIO()):  # on a CPU it says that it changes what it was not asked for
+        predictor = nnUNetPredictor(
+            use_mirroring=mirroring, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
+        )
     predictor.manual_initialization(network, manager, configuration, [network.state_dict()], dataset, trainer, axes)
-    known: dict[bytes, Tensor] = {}
 
     def answer(image: Tensor) -> Tensor:
         slices = (image[:, None] * white).numpy().astype(np.float32)  # (C, 1, H, W)
         _, probabilities = predictor.predict_single_npy_array(slices, {"spacing": [999.0, 1.0, 1.0]}, None, None, True)
         return torch.as_tensor(np.asarray(probabilities), dtype=torch.float32)[1:, 0].sum(0)
 
-    def predict(images: Tensor) -> Tensor:
-        """An answer is kept by the digest of its query, as `stealthmark.predictor.from_model` does."""
-        digest = hashlib.sha256(images.contiguous().numpy().tobytes()).digest()
-        if digest not in known:
-            known[digest] = torch.stack([answer(image) for image in images]).clamp(0, 1)
-        return known[digest]
+    def ask(images: Tensor) -> np.ndarray:
+        return torch.stack([answer(image) for image in images]).numpy()
 
-    return predict
+    return Source(ask, str(folder), "nnunet", sha256=digest)
 
 
-def _json(file: Path) -> dict:
+def checkpoint_of(folder: Path, fold: int | str = 0, checkpoint: str = "checkpoint_final.pth") -> Path:
+    """The file with a fold's weights."""
+    return folder / f"fold_{fold}" / checkpoint
+
+
+def _described(file: Path) -> dict:
     try:
-        return json.loads(file.read_text())
+        return read_json(file)
     except FileNotFoundError:
         raise UserError(f"{file.parent} is not an nnU-Net model folder: {file.name} is absent") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _checkpoint(file: Path) -> dict:
-    """nnU-Net's checkpoint, which holds tensors, plain values and numpy's numbers (of its training curves)."""
-    numbers = [np.core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64))]
+def _opened(file: Path) -> tuple[dict, str]:
+    """nnU-Net's checkpoint, which holds tensors, plain values and numpy's numbers (of its training curves), and its SHA-256."""
+    scalar = np.core.multiarray.scalar  # type: ignore[attr-defined]
+    numbers = [scalar, np.dtype, *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64))]
     try:
-        with torch.serialization.safe_globals(numbers):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with file.open("rb") as stream, torch.serialization.safe_globals(numbers):
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            stream.seek(0)
+            return torch.load(stream, map_location="cpu", weights_only=True), digest
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint at {file}") from None
     except pickle.UnpicklingError as error:

@@ -1,0 +1,82 @@
+"""Mark: model -> marked model + key. Of a fingerprint, which marks nothing: model -> the same model + key."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from stealthmark import architecture as architectures
+from stealthmark import dataset
+from stealthmark.access import WEIGHTS, at_access
+from stealthmark.detection import ask, fit_detector
+from stealthmark.layout import CLEAN
+from stealthmark.method import Answers, Detector, Key, MethodContract, Owner, Trained, WhiteBoxMark, digest_of
+from stealthmark.plugin import make
+from stealthmark.seeds import derive
+from stealthmark.settings import Schedule
+from stealthmark.stages.train import float_images, float_masks, train_with
+from stealthmark.suspects.checkpoint import from_model
+
+
+def mark(
+    data: Path,
+    clean: Path,
+    method: dict,
+    schedule: Schedule,
+    access: Iterable[str],
+    seed: int,
+    out: Path,
+    key_file: Path,
+    device: torch.device,
+    share: str = "owner",
+    null: Path | None = None,
+) -> None:
+    """A marked model and its key, from a clean model (or, where the method says so, from scratch), trained on one share.
+
+    The key's detectors, one an access level, are fitted on the calibration share; `null` is the model that stands there for all
+    that are not the owner's, the clean model where none is given. The key also holds the digest of the test share's images,
+    which are what suspects are queried with, and lies in a file of its own with its commitment beside it.
+    """
+    marking: MethodContract = make("method", method)
+    arrays = dataset.load(data)
+    clean_model, card = architectures.load(clean, device)
+    null_model = clean_model if null is None else architectures.load(null, device)[0]
+    calibration = arrays.share("calibration")
+    images = float_images(calibration.images)
+    owner = Owner(clean_model, from_model(clean_model, device), images, float_masks(calibration.masks))
+    key = marking.make_key(derive(seed, "key"), (card["channels"], card["size"], card["size"]), owner)
+    for level in access:  # an unknown one ends before the training
+        at_access(owner.predictor, level)
+    if isinstance(marking, Trained):
+        if marking.epochs:
+            schedule = schedule.model_copy(update={"epochs": marking.epochs, "steps": None})
+        start = clean if marking.start == CLEAN else None
+        model, card = train_with(marking, key, data, share, card["architecture"], schedule, seed, out, device, start)
+    else:
+        model = clean_model
+    detectors = _fit_detectors(marking, key, model, null_model, access, images, device)
+    key_file.parent.mkdir(parents=True, exist_ok=True)
+    queried = digest_of(arrays.lazy_share("test").images)
+    key.model_copy(update={"detectors": detectors, "images": queried}).write(key_file)
+    architectures.save(model, card, out)
+
+
+def _fit_detectors(
+    method: MethodContract,
+    key: Key,
+    model: torch.nn.Module,
+    null: torch.nn.Module,
+    access: Iterable[str],
+    images: torch.Tensor,
+    device: torch.device,
+) -> dict[str, Detector]:
+    """A detector for every access level; of a mark in the weights, one for these."""
+
+    def answers(network: torch.nn.Module) -> dict[str, Answers]:
+        if isinstance(method, WhiteBoxMark):
+            return {WEIGHTS: method.inspect(network, key)}
+        predictor = from_model(network, device)
+        return ask(method, key, {level: at_access(predictor, level) for level in access}, [images])
+
+    own, other = answers(model), answers(null)
+    return {level: fit_detector(own[level], other[level]) for level in own}
