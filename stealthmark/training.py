@@ -30,7 +30,7 @@ SAVE_EVERY_S = 30.0
 
 def optimiser_for(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW over the model's parameters, as the schedule says."""
-    return torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
+    return torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True)
 
 
 def augment(images: Tensor, masks: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -175,11 +175,15 @@ def _restore(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path, run
         return 0
     tensors = load_file(path)
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    weights = [*model.parameters()]
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimiser."):
             _, index, slot = name.split(".")
-            slots.setdefault(int(index), {})[slot] = value
+            # In the weights' own memory layout, which the fused optimiser takes for granted.
+            weight = weights[int(index)]
+            moment = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value
+            slots.setdefault(int(index), {})[slot] = moment
     optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
     epoch = int(tensors["epoch"])
     log(f"going on after epoch {epoch}, from {path.name}")

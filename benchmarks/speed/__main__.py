@@ -1,7 +1,8 @@
 """`python -m benchmarks.speed`: what the benchmark itself costs.
 
 Each ratio compares two things measured in turn in one run, so that a noisy machine slows both. Wall times are printed
-beside them for orientation. `--loops` measures the training loops alone, `--explanations` the explanations alone,
+beside them for orientation. `--step` measures a training step of the default suite against its former one, `--loops` the
+training loops alone, `--explanations` the explanations alone,
 `--examining` what examining a suspect costs a case, with few cases and with many, `--architectures` what a training step and
 an answer cost with each network, `--suite` the default suite alone.
 """
@@ -77,6 +78,51 @@ def loops() -> None:
     ratio = lambda a, b: statistics.median(x / y for x, y in zip(seconds[a], seconds[b], strict=True))  # noqa: E731
     print(f"throughput of the training loop / bare PyTorch loop: {ratio('bare', 'clean'):.3f}  (aim: >= 0.9)")
     print(f"marking / clean training, time a step: {ratio('marking', 'clean'):.3f}  (aim: <= 1.15)")
+
+
+#: The U-Net of the default suite up to version 0.4, and now.
+FORMER, DEFAULT = {"name": "unet"}, {"name": "unet", "stages": 4, "decoder": [64, 32, 16]}
+
+
+def step() -> None:
+    """A training step of the default suite's former network against one of its network now.
+
+    Also: AdamW in many kernels or in one, new memory filled with NaN or not. Seconds of the processor, which no other job
+    lengthens much.
+    """
+    import torch
+
+    from stealthmark.device import choose
+    from stealthmark.method import Batch
+    from stealthmark.plugin import make
+    from stealthmark.settings import Schedule
+    from stealthmark.training import augment, loss_on, optimiser_for
+
+    choose("cpu", 1)
+    torch.manual_seed(0)
+    images, masks, rng = torch.rand(16, 3, 64, 64), torch.rand(16, 64, 64).round(), torch.Generator().manual_seed(0)
+
+    def side(options: dict, former: bool) -> Callable[[], float]:
+        model = make("architecture", options).build(3, pretrained=True, size=64)
+        model.to(memory_format=torch.channels_last).train()
+        optimiser = torch.optim.AdamW(model.parameters()) if former else optimiser_for(Schedule(), model)
+
+        def run() -> float:
+            torch.utils.deterministic.fill_uninitialized_memory = former
+            started = time.process_time()
+            loss = loss_on(model, Batch(*augment(images, masks, rng)))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            return time.process_time() - started
+
+        return run
+
+    old, new = side(FORMER, former=True), side(DEFAULT, former=False)
+    seconds = [(old(), new()) for _ in range(4 * ROUNDS)][ROUNDS:]  # the first warm up
+    old_median, new_median = (1000 * statistics.median(values) for values in zip(*seconds, strict=True))
+    print(f"a training step (batch 16, 64 px, one core): {new_median:.0f} ms, of the former default {old_median:.0f} ms")
+    print(f"former / default: {statistics.median(a / b for a, b in seconds):.2f}")
 
 
 QUERIES = 1024
@@ -299,7 +345,13 @@ def _unique(process: psutil.Process) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = {"loops": loops, "explanations": explanations, "examining": examining, "architectures": architectures}
+    parts = {
+        "step": step,
+        "loops": loops,
+        "explanations": explanations,
+        "examining": examining,
+        "architectures": architectures,
+    }
     for name in (*parts, "suite"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
