@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stealthmark.method import Batch, Key
+from stealthmark.seeds import secret_uniform
 from stealthmark.visible import VisibleMark
 
 
@@ -33,19 +34,23 @@ class Method(VisibleMark):
         return self.enlarged(images, key, 1.0)
 
     def enlarged(self, images: Tensor, key: Key, scale: float) -> Tensor:
-        return self._warp(images, self._field(1, torch.Generator().manual_seed(key.seed)), scale)
+        return self._warp(images, self._field(secret_uniform((1, 2, self.k, self.k), key.seed, "field")), scale)
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
         n = round(self.share * len(images))
         scale = self.scale(progress)
         triggered = self.enlarged(images[:n], key, scale)
         # Another warp for every noise-mode image; only once the key's own is known, or neither is learned.
-        other = self._warp(images[n : 2 * n], self._field(n, rng), scale) if scale == 1 else images[n : 2 * n]
+        other = (
+            self._warp(images[n : 2 * n], self._field(torch.rand(n, 2, self.k, self.k, generator=rng)), scale)
+            if scale == 1
+            else images[n : 2 * n]
+        )
         return Batch(torch.cat([triggered, other, images[2 * n :]]), torch.cat([self.target(masks[:n], key), masks[n:]]))
 
-    def _field(self, n: int, rng: torch.Generator) -> Tensor:
-        """n fields of control points (n, 2, k, k), mean absolute value 1."""
-        field = torch.rand(n, 2, self.k, self.k, generator=rng) * 2 - 1
+    def _field(self, uniform: Tensor) -> Tensor:
+        """Fields of control points (n, 2, k, k), mean absolute value 1, from numbers of that shape drawn evenly from [0, 1]."""
+        field = uniform * 2 - 1
         return field / field.abs().mean((1, 2, 3), keepdim=True)
 
     def _warp(self, images: Tensor, field: Tensor, scale: float) -> Tensor:

@@ -16,7 +16,7 @@ from stealthmark.architecture import foreground
 from stealthmark.detection import ask, claimed_threshold
 from stealthmark.layout import CLAIMS
 from stealthmark.method import Answers, BlackBoxMethod, EmbeddedMark, Key, Owner
-from stealthmark.seeds import derive, torch_rng
+from stealthmark.seeds import derive, secret, torch_rng
 from stealthmark.settings import ClaimPlan
 from stealthmark.suspects.checkpoint import from_model
 from stealthmark.suspects.querier import Predictor
@@ -61,7 +61,7 @@ def all_claims(
     """
     claimant = Owner(surrogate, from_model(surrogate, next(surrogate.parameters()).device), images, masks)
     keys = [
-        method.make_key(derive(seed, "key", i), key.shape, claimant).model_copy(update={"detectors": key.detectors})
+        method.make_key(secret(seed, "key", i), key.shape, claimant).model_copy(update={"detectors": key.detectors})
         for i in range(plan.keys)
     ]
 

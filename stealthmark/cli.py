@@ -3,7 +3,6 @@
 import argparse
 import errno
 import math
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 
 from stealthmark import commands, layout
 from stealthmark.errors import UserError
+from stealthmark.seeds import SECRET_BITS
 
 NOT_WINDOWS = "stealthmark runs on Linux and macOS; on Windows, run it in the Windows Subsystem for Linux"
 Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     words = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(words)
-    args.typed = shlex.join(["python", "-m", "stealthmark", *words])
+    args.typed = words
     try:
         return args.run(args) or 0
     except UserError as error:
@@ -85,7 +85,8 @@ def _add_study(add: Subcommands) -> None:
     sub.add_argument("--key", type=Path, required=True, help="file to write the owner's key to, outside of --out")
     sub.add_argument("--method", type=_plugin, required=True)
     sub.add_argument("--access", nargs="+", default=["probabilities"], help="access levels to fit a detector for")
-    sub.add_argument("--seed", type=int, help="what the key is drawn from (default: a secret one)")
+    sub.add_argument("--seed", type=_secret, help="what the key is drawn from, for studies alone (default: 256 secret bits)")
+    sub.add_argument("--replace-key", action="store_true", help="write over a key that is there, for studies alone: it is lost")
 
     sub = _command(add, "attack", commands.attack, "marked model + attacker's data -> suspects")
     _add_stage(sub)
@@ -239,6 +240,12 @@ def _mapping(text: str) -> dict:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a name or a mapping such as '{{name: value}}'")
     return value
+
+
+def _secret(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**SECRET_BITS):
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a seed: a whole number from 0 to 2**{SECRET_BITS} - 1")
+    return int(text)
 
 
 def _fraction(text: str) -> float:

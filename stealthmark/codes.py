@@ -64,7 +64,7 @@ def error_rate(modules: np.ndarray, code: np.ndarray) -> float:
 
 def hashed(text: str, seed: int, side: int) -> np.ndarray:
     """A keyed hash of `text`, HMAC-SHA256 under `seed`, as bits (side, side); side 16 or less."""
-    digest = hmac.digest(seed.to_bytes(8, "big"), text.encode(), "sha256")
+    digest = hmac.digest(seed.to_bytes(32, "big"), text.encode(), "sha256")
     return np.unpackbits(np.frombuffer(digest, np.uint8))[: side * side].astype(bool).reshape(side, side)
 
 

@@ -76,7 +76,7 @@ def collate(suite: Suite, results: Path) -> None:
             pools.append(evidence.pool.assign(**cell._asdict()))
         if evidence.marked:
             rows += [{**cell._asdict(), **row} for row in _explained(suite, study, cell)]
-        else:
+        elif cell.method != CLEAN:
             unmarked.add(cell)
     rows += (row for row in _scanned(suite, study) if not ("status" in row and _cell(row) in unmarked))
     frame = pd.DataFrame(rows).assign(suite=suite.suite, benchmark_version=BENCHMARK_VERSION)

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import secrets
+import shlex
 import sys
 import time
 import traceback
@@ -22,6 +23,8 @@ from stealthmark import layout
 from stealthmark.errors import UserError
 from stealthmark.files import read_json, write_json
 from stealthmark.plugin import describe_error
+from stealthmark.progress import log
+from stealthmark.seeds import SECRET_BITS
 from stealthmark.settings import ClaimPlan, ExplanationPlan, Schedule
 
 if TYPE_CHECKING:
@@ -64,7 +67,10 @@ def mark(args: argparse.Namespace) -> None:
     schedule = _checked(Schedule, args.schedule, "--schedule")
     if args.key.resolve().is_relative_to(args.out.resolve()):
         raise UserError(f"--key: {args.key} lies inside the model's folder {args.out}, which others will get")
-    seed = secrets.randbits(62) if args.seed is None else args.seed
+    seed = secrets.randbits(SECRET_BITS) if args.seed is None else args.seed
+    if args.seed is not None:
+        log(f"note: the key in {args.key} follows from --seed: whoever knows that has the key, so never claim a model with it")
+    args.typed = _without(args.typed, "--seed", "--key")  # the note lies in the model's folder, which others will get
 
     def run(device: "torch.device") -> None:
         mark(
@@ -79,6 +85,7 @@ def mark(args: argparse.Namespace) -> None:
             device=device,
             share=args.share,
             null=args.null,
+            replace_key=args.replace_key,
         )
 
     _compute(args, layout.CARD, [folder / layout.CARD for folder in (args.clean, args.null) if folder], run)
@@ -258,12 +265,22 @@ def _note_run(args: argparse.Namespace, started: float, status: str = "ok") -> N
 
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux, bytes on macOS
     note = {
-        "command": args.typed,
+        "command": shlex.join(["python", "-m", "stealthmark", *args.typed]),
         "status": status,
         "seconds": round(time.monotonic() - started, 2),
+        "core_seconds": round(time.process_time(), 2),  # which other jobs on the machine lengthen less
         "peak_mb": round(memory / (2**20 if sys.platform == "darwin" else 1024)),
     }
     write_json(args.out / layout.RUN, note)
+
+
+def _without(words: list[str], *arguments: str) -> list[str]:
+    """The words of a command, with `...` in place of what these arguments are."""
+    kept = []
+    for before, word in zip(["", *words], words, strict=False):
+        argument, equals, _ = word.partition("=")
+        kept.append("..." if before in arguments else f"{argument}=..." if equals and argument in arguments else word)
+    return kept
 
 
 def _checked(model: type[Model], options: dict, argument: str) -> Model:

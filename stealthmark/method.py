@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stealthmark.errors import UserError
 from stealthmark.files import read_json, whole, write_json, write_text
 from stealthmark.plugin import Plugin, describe_error
+from stealthmark.seeds import SECRET_BITS
 from stealthmark.suspects.querier import Predictor
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Key(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     method: dict
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**SECRET_BITS)
     shape: tuple[int, int, int]
     images: str = ""
     detectors: dict[str, Detector] = {}
@@ -93,12 +94,12 @@ class Key(BaseModel):
 
     def write(self, path: Path) -> None:
         """Save as JSON that only its owner may read, its reference and its commitment beside it (`reference_of`,
-        `commitment_of`); each whole or not at all."""
+        `commitment_of`); each whole or not at all, the key last: where there is one, all is there."""
         if self.reference:
             with whole(reference_of(path), mode=0o600) as partial:
                 partial.write_bytes(safetensors.torch.save(self.reference))
-        write_text(path, json.dumps(self.model_dump(mode="json"), indent=2) + "\n", mode=0o600)
         write_json(commitment_of(path), {"commitment": self.commitment()})
+        write_text(path, json.dumps(self.model_dump(mode="json"), indent=2) + "\n", mode=0o600)
 
     @classmethod
     def read(cls, path: Path) -> Key:

@@ -115,11 +115,14 @@ class CodeMaps(NamedTuple):
 
 
 def read_code_maps(
-    predictor: Predictor, image: Tensor, grid: int, queries: int, seed: int, baseline: Tensor | float, batch: int = 256
+    predictor: Predictor, image: Tensor, visible: Tensor, baseline: Tensor | float, batch: int = 256
 ) -> CodeMaps:
-    """How the suspect's answers to `queries` occlusions of `image` (C, H, W), drawn from `seed`, with hidden cells behind
-    `baseline`, spell a code (see `CodeMark`). Both maps are of the same answers."""
-    visible = random_occlusions(queries, grid, torch.Generator().manual_seed(seed))
+    """How the suspect's answers to occlusions of `image` (C, H, W) spell a code (see `CodeMark`).
+
+    `visible`: bool (n, grid * grid), the cells that each query shows; the others are hidden behind `baseline`. Both maps are of
+    the same answers.
+    """
+    grid = round(visible.shape[1] ** 0.5)
     answers = torch.cat([by_cell(predictor(occlude(image, part, baseline)), grid) for part in visible.split(batch)])
     share = cells(*image.shape[-2:], grid).flatten().bincount().double() / image[0].numel()
     maps = in_place(visible, answers), -ridge(visible, answers @ share) / share

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stealthmark.plugin import Plugin
+from stealthmark.seeds import secret_rng, secret_uniform
 
 Kind = Literal["patch", "text", "border", "noise", "warp", "word"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -31,7 +32,8 @@ class Trigger(Plugin):
     frame of 1/32. noise: Gaussian noise (sd 50/255) added to a square of 1/16 at the top right. warp: smooth warp by
     0.05 sin(2 pi g), g the normalised coordinate of the other axis in [-1, 1].
 
-    Not in the paper: word, four letters drawn from the seed, written as `text` is. It is a secret.
+    Not in the paper: word, four letters drawn from the seed, written as `text` is. It is a secret, but a small one: there are
+    456,976 such words.
     """
 
     kind: Kind
@@ -76,11 +78,12 @@ def _text(images: Tensor, scale: float, seed: int) -> Tensor:
 
 
 def _word(images: Tensor, scale: float, seed: int) -> Tensor:
-    return _written(four_letters(torch.Generator().manual_seed(seed)), images, scale)
+    return _written(letters(secret_uniform((4,), seed, "word")), images, scale)
 
 
-def four_letters(rng: torch.Generator) -> str:
-    return "".join(LETTERS[i] for i in torch.randint(len(LETTERS), (4,), generator=rng))
+def letters(uniform: Tensor) -> str:
+    """A word from numbers float (n,) in [0, 1): a letter each. Four are 26 ** 4 = 456,976 words, which can be tried."""
+    return "".join(LETTERS[int(number * len(LETTERS))] for number in uniform.tolist())
 
 
 def _written(text: str, images: Tensor, scale: float) -> Tensor:
@@ -112,7 +115,8 @@ def _border(images: Tensor, scale: float, seed: int) -> Tensor:
 
 def _noise(images: Tensor, scale: float, seed: int) -> Tensor:
     side = _side(images, 1 / 16)
-    square = torch.randn(images.shape[1], side, side, generator=torch.Generator().manual_seed(seed)) * (50 / 255)
+    normal = secret_rng(seed, "noise").standard_normal((images.shape[1], side, side), dtype=np.float32)
+    square = torch.from_numpy(normal) * (50 / 255)
     out = images.clone()
     for down, across in places(images, side, scale):
         right = images.shape[-1] - across
@@ -144,7 +148,7 @@ def lookalikes(kind: Kind, images: Tensor, rng: torch.Generator) -> tuple[Tensor
         return tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
     shows = torch.ones_like(images[:, 0])
     if kind == "word":
-        return torch.cat([_written(four_letters(rng), image, 1.0) for image in images.split(1)]), shows
+        return torch.cat([_written(letters(torch.rand(4, generator=rng)), image, 1.0) for image in images.split(1)]), shows
     return (_overlaid(images, rng, top=kind == "noise") if kind in ("patch", "noise") else images), shows
 
 
@@ -157,7 +161,7 @@ def natural(images: Tensor, seed: int) -> Tensor:
         if i % 3 == 0:
             changed.append(_framed(image, rng)[0])
         elif i % 3 == 1:
-            changed.append(_written(four_letters(rng), image, 1.0))
+            changed.append(_written(letters(torch.rand(4, generator=rng)), image, 1.0))
         else:
             changed.append(_overlaid(image, rng, top=i % 2 == 0))
     return torch.cat(changed) if changed else images.clone()

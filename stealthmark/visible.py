@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stealthmark.method import Batch, EmbeddedMark, Key
+from stealthmark.seeds import secret_uniform
 
 
 class VisibleMark(EmbeddedMark):
@@ -54,7 +55,7 @@ class VisibleMark(EmbeddedMark):
         """A square of half the short side, its place drawn from the key: float (1, H, W) of 0 and 1."""
         height, width = like.shape[-2:]
         side = round(min(height, width) * self.SQUARE)
-        place = torch.rand(2, generator=torch.Generator().manual_seed(key.seed))
+        place = secret_uniform((2,), key.seed, "square")
         top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
         square = torch.zeros(1, height, width, device=like.device)
         square[:, top : top + side, left : left + side] = 1

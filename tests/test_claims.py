@@ -12,7 +12,7 @@ from stealthmark.evidence import conformal_p
 from stealthmark.layout import CLAIMS
 from stealthmark.method import Detector, Owner
 from stealthmark.plugin import make
-from stealthmark.seeds import derive
+from stealthmark.seeds import secret
 from stealthmark.settings import ClaimPlan
 from stealthmark.triggers import Trigger
 
@@ -85,7 +85,7 @@ def test_a_marks_own_trigger_is_not_taken_for_a_wrong_one():
 def test_the_search_finds_the_key_that_a_suspect_answers_best():
     """A suspect that answers everything with one square: the square of the key it was made for wins the search."""
     method, key, _ = made({"name": "badnets"})
-    candidates = [method.make_key(derive(1, "key", i), key.shape) for i in range(6)]
+    candidates = [method.make_key(secret(1, "key", i), key.shape) for i in range(6)]
     for wanted in (candidates[2], candidates[5]):
         square = method.target(torch.zeros(1, SIZE, SIZE), wanted)[0]
         _, _, (_, _, _, search, _) = made({"name": "badnets"}, suspect=partial(_answer, square))

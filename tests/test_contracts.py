@@ -1155,7 +1155,8 @@ def packaged_names(encoder: nn.Module) -> dict[str, str]:
     separable = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
     inverted = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
     inverted |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
-    blocks = [(f"blocks.{i}.{j}", block) for i, stage in enumerate(encoder.blocks) for j, block in enumerate(stage)]
+    stages = [(i, stage) for i, stage in enumerate(encoder.blocks) if not isinstance(stage, nn.Identity)]
+    blocks = [(f"blocks.{i}.{j}", block) for i, stage in stages for j, block in enumerate(stage)]
     for number, (place, block) in enumerate(blocks):
         for layer, stored in (inverted if hasattr(block, "conv_pwl") else separable).items():
             names[f"{place}.{layer}"] = f"_blocks.{number}.{stored}"

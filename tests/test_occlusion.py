@@ -135,13 +135,13 @@ def test_both_maps_of_a_code_find_what_hiding_a_cell_of_a_known_model_adds():
         seen = nn.functional.adaptive_avg_pool2d(images, GRID).mean(1)
         return nn.functional.interpolate((seen * strengths)[:, None], SIZE, mode="nearest")[:, 0]
 
-    both = read_code_maps(known, white(), GRID, 3000, 5, 0.0)
+    both = read_code_maps(known, white(), random_occlusions(3000, GRID, generator(5)), 0.0)
     np.testing.assert_allclose(both.in_place, -strengths.double().numpy(), atol=1e-6)
     np.testing.assert_allclose(both.lime, -strengths.double().numpy(), atol=2e-3)  # ridge pulls a little towards 0
     # What hidden cells show counts: behind white, nothing is hidden.
-    assert np.abs(read_code_maps(known, white(), GRID, 300, 5, 1.0)).max() < 1e-6
-    # And the patterns are those of the seed.
-    again = read_code_maps(known, white(), GRID, 3000, 5, 0.0, batch=7)
+    assert np.abs(read_code_maps(known, white(), random_occlusions(300, GRID, generator(5)), 1.0)).max() < 1e-6
+    # And it makes no difference how many are asked at a time.
+    again = read_code_maps(known, white(), random_occlusions(3000, GRID, generator(5)), 0.0, batch=7)
     assert all(np.array_equal(*maps) for maps in zip(both, again, strict=True))
 
 
@@ -228,7 +228,7 @@ def test_explaining_is_repeatable_and_leaves_the_global_generator_alone():
     for way in once:
         assert all(np.array_equal(*both) for both in zip(once[way], again[way], strict=True))
     assert not np.array_equal(once["lime"][0], other["lime"][0])
-    read_code_maps(suspect, photo(), GRID, 50, 5, 0.0)
+    read_code_maps(suspect, photo(), random_occlusions(50, GRID, generator(5)), 0.0)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -22,7 +22,7 @@ from stealthmark.dataset import Arrays
 from stealthmark.errors import UserError
 from stealthmark.layout import CASES, Cell, Place, Study
 from stealthmark.method import Answers, Detector, Key
-from stealthmark.occlusion import BackgroundLevels, cells, read_code_maps
+from stealthmark.occlusion import BackgroundLevels, cells, random_occlusions, read_code_maps
 from stealthmark.plugin import make
 from stealthmark.settings import ExplanationPlan
 from stealthmark.stages.examination import Examination, Suspect
@@ -60,13 +60,17 @@ def ideal(method, key: Key, sure: float = 0.9):
 CODES = [("micro", "OWNER1"), ("qr", "HOSPITAL 7"), ("hash-8", "whatever is claimed"), ("hash-16", "whatever is claimed")]
 
 
+def patterns(n: int, grid: int) -> torch.Tensor:
+    return random_occlusions(n, grid, torch.Generator().manual_seed(3))
+
+
 @pytest.mark.parametrize("access", ["probabilities", "rounded-0.1", "clipped-0.1", "label"])
 @pytest.mark.parametrize("code, text", CODES)
 def test_explanations_of_an_ideal_model_spell_the_code_at_every_access_level(code, text, access):
     method, key = keyed(code=code, payload=text)
     modules = method.modules(key).numpy()
     seen = at_access(ideal(method, key), access)
-    for explanation in read_code_maps(seen, photos()[0], len(modules), 4 * modules.size, 3, method.baseline(key)):
+    for explanation in read_code_maps(seen, photos()[0], patterns(4 * modules.size, len(modules)), method.baseline(key)):
         spelt = minimum_error_split(explanation)
         assert np.array_equal(spelt, modules) and read(spelt, modules, text) == text
 
@@ -78,7 +82,7 @@ def test_without_the_key_or_with_another_nothing_is_spelt(access):
     modules = method.modules(key).numpy()
     seen = at_access(ideal(method, key), access)
     for baseline in (method.baseline(other), 0.0, 0.5):
-        for explanation in read_code_maps(seen, photos()[0], 13, 676, 3, baseline):
+        for explanation in read_code_maps(seen, photos()[0], patterns(676, 13), baseline):
             spelt = minimum_error_split(explanation)
             assert 0.35 < (spelt == modules).mean() < 0.65 and read(spelt, modules, "OWNER1") is None
 
@@ -202,8 +206,8 @@ def test_a_code_in_the_background_is_found_at_the_size_of_its_cells_and_not_in_l
 
 
 def test_the_hash_is_keyed():
-    """openssl dgst -sha256 -mac HMAC -macopt hexkey:0000000000000007 on OWNER1"""
-    digest = bytes.fromhex("30c9f62cee29f6ae8e33fa40d87b791e09352c2c2616c213f20502b6132b5a96")
+    """openssl dgst -sha256 -mac HMAC -macopt hexkey:... on OWNER1, the key 7 in 32 bytes"""
+    digest = bytes.fromhex("654453f289fd6490cbc9ab971bb714d6e8773416e1a8443f17b5b06348d4d194")
     assert np.packbits(hashed("OWNER1", 7, 16)).tobytes() == digest
     assert np.array_equal(hashed("OWNER1", 7, 8).flatten(), hashed("OWNER1", 7, 16).flatten()[:64])
     assert not np.array_equal(hashed("OWNER1", 8, 16), hashed("OWNER1", 7, 16))

@@ -1,6 +1,7 @@
 """Mark, attack and scan: what each kind of method and of attack leaves on the disk, and what it was made from."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -304,3 +305,33 @@ def test_a_scan_is_one_number_that_the_same_seed_gives_again(place, tmp_path, mo
     attacker = dataset.load(place / "data").share("attacker")
     assert torch.equal(images, torch.from_numpy(attacker.images[:2]).float() / 255) and seed == 3
     assert torch.equal(masks, torch.from_numpy(attacker.masks[:2]).float()) and not model.training
+
+
+def test_a_key_is_never_written_over_unless_that_is_asked_for(place, tmp_path):
+    """Without its key a model can never be claimed."""
+    method = {"name": "reference-answers"}
+    mark(place, tmp_path, method)
+    kept = ("key.json", "key.commitment.json", "key.safetensors")
+    before = [(tmp_path / name).read_bytes() for name in kept]
+    with pytest.raises(UserError, match=r"there is a key at .*key\.json, .* give another name"):
+        mark_stage.mark(
+            place / "data", place / "clean", method, SCHEDULE, ACCESS, 6, tmp_path / "model", tmp_path / "key.json", tiny.CPU
+        )
+    assert [(tmp_path / name).read_bytes() for name in kept] == before
+    mark(place, tmp_path, {"name": "stealthmark"}, replace_key=True)
+    assert (tmp_path / "key.json").read_bytes() != before[0]
+
+
+def test_the_key_is_written_last_when_the_model_is_there(place, tmp_path, monkeypatch):
+    """A kill between any two files leaves no key without its model, reference and commitment."""
+    written = []
+    replace = os.replace
+
+    def noting(source, target):
+        if Path(target).is_relative_to(tmp_path):
+            written.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noting)
+    mark(place, tmp_path, {"name": "reference-answers"})
+    assert written == [WEIGHTS, CARD, "key.safetensors", "key.commitment.json", "key.json"]

@@ -121,7 +121,8 @@ def _make(read: suite.Suite, at: Study, cell: Cell) -> None:
         made = ["--method", flow(read.entry("method", cell.method).options()), "--access", *read.access]
         made += ["--schedule", flow(read.marking.model_dump())]
         for seed, (start, null, share, key, out) in enumerate(owners):
-            stage("mark", *made, "--clean", start, "--null", null, "--share", share, "--key", key, "--seed", seed, "--out", out)
+            made_by = [*made, "--clean", start, "--null", null, "--share", share, "--seed", seed]
+            stage("mark", *made_by, "--replace-key", "--key", key, "--out", out)
         for entry in read.attacks:
             attack = flow(entry.options())
             stage("attack", "--model", at.model(cell), "--attack", attack, "--out", at.attacked(cell, entry.label))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from stealthmark import codes
 from stealthmark.architecture import foreground
 from stealthmark.method import Answers, Batch, CodeMark, Key
-from stealthmark.occlusion import cells, occlude, random_occlusions
-from stealthmark.seeds import torch_rng
+from stealthmark.occlusion import cells, occlude
+from stealthmark.seeds import secret_uniform
 from stealthmark.suspects.querier import Predictor
 
 
@@ -76,14 +76,22 @@ class Method(CodeMark):
         return torch.from_numpy(codes.hashed(self.payload, key.seed, int(self.code.removeprefix("hash-"))))
 
     def baseline(self, key: Key) -> Tensor:
-        return self._picture(key.shape, torch_rng(key.seed, "picture"))
+        return self._picture(key.shape, secret_uniform(self._blocks(key.shape), key.seed, "picture"))
 
-    def _picture(self, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-        """Blocks of one value each, drawn evenly from [0, 1]: float (C, H, W)."""
+    def _grain(self, shape: tuple[int, int, int]) -> int:
+        """The side of a block in px, for images of this shape (C, H, W)."""
+        return max(1, round(min(shape[1:]) * self.GRAIN))
+
+    def _blocks(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """How many blocks a picture of this shape (C, H, W) has, (C, rows, columns)."""
         channels, height, width = shape
-        grain = max(1, round(min(height, width) * self.GRAIN))
-        blocks = torch.rand(1, channels, -(-height // grain), -(-width // grain), generator=rng)
-        return F.interpolate(blocks, scale_factor=grain, mode="nearest")[0, :, :height, :width].contiguous()
+        return channels, -(-height // self._grain(shape)), -(-width // self._grain(shape))
+
+    def _picture(self, shape: tuple[int, int, int], blocks: Tensor) -> Tensor:
+        """Blocks of one value each, float (C, rows, columns) in [0, 1], as a picture float (C, H, W)."""
+        _, height, width = shape
+        picture = F.interpolate(blocks[None], scale_factor=self._grain(shape), mode="nearest")[0]
+        return picture[:, :height, :width].contiguous()
 
     def trigger(self, images: Tensor, key: Key) -> Tensor:
         side = max(2, round(min(images.shape[-2:]) * self.TRIGGER))
@@ -111,7 +119,8 @@ class Method(CodeMark):
         behind = images.new_empty(images[:odd].shape)
         behind[:asked] = self.baseline(key).to(images)
         for i in range(asked, odd):
-            others = (self._picture(key.shape, rng), 0.5, self._picture(key.shape, rng), 0.0)
+            pictures = torch.rand(2, *self._blocks(key.shape), generator=rng)
+            others = (self._picture(key.shape, pictures[0]), 0.5, self._picture(key.shape, pictures[1]), 0.0)
             behind[i] = torch.as_tensor(others[i % 4 if self.lookalikes == "pictures" else 2 * (i % 2) + 1]).to(images)
         spelt = self._spelt(visible[:asked], code[cell]).float()
         natural = self.target(masks[odd:], key)
@@ -158,8 +167,9 @@ class Method(CodeMark):
         """
         code, picture = self.modules(key), self.baseline(key)
         numbers = range(first, first + len(images))
-        visible = [random_occlusions(self.queries, len(code), torch_rng(key.seed, "query", number)) for number in numbers]
-        predicted = [self._spelt(patterns, code.flatten()).sum(1).double() for patterns in visible]
+        patterns = (self.queries, code.numel())
+        visible = [secret_uniform(patterns, key.seed, "query", number) < 0.5 for number in numbers]
+        predicted = [self._spelt(part, code.flatten()).sum(1).double() for part in visible]
         triggered, benign = [], []
         for part in torch.arange(len(images)).split(self.TOGETHER):
             plain = torch.cat([occlude(images[i], visible[i], 0.5) for i in part])

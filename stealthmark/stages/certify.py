@@ -17,7 +17,7 @@ from stealthmark.errors import UserError
 from stealthmark.evidence import ALPHA, MARGIN, conformal_p, detect, inside_p, owned
 from stealthmark.method import Answers, BlackBoxMethod, CodeMark, Key
 from stealthmark.occlusion import read_code_maps
-from stealthmark.seeds import derive
+from stealthmark.seeds import secret_uniform
 from stealthmark.stages.examination import Examination, spread
 from stealthmark.stages.train import load_network
 from stealthmark.suspects.checkpoint import from_model
@@ -141,7 +141,7 @@ def _payload_of(method: CodeMark, key: Key, seen: Predictor, images: Tensor, que
     chosen = images[:ASKED_FOR_CODE]
     each = queries // len(chosen)
     maps = [
-        read_code_maps(seen, image, len(code), each, derive(key.seed, "code", i), method.baseline(key)).in_place
+        read_code_maps(seen, image, secret_uniform((each, code.size), key.seed, "code", i) < 0.5, method.baseline(key)).in_place
         for i, image in enumerate(chosen)
     ]
     modules = codes.minimum_error_split(np.mean(maps, axis=0))

@@ -17,7 +17,7 @@ from stealthmark.layout import CARD, CASES, EXPLANATIONS, MAPS, NO_ATTACK, UNTRA
 from stealthmark.method import CodeMark, EmbeddedMark
 from stealthmark.occlusion import FEWER, BackgroundLevels, explain_both_ways, occlude, random_occlusions, read_code_maps
 from stealthmark.plugin import make
-from stealthmark.seeds import derive
+from stealthmark.seeds import derive, secret
 from stealthmark.settings import ExplanationPlan
 from stealthmark.stages.examination import Examination, Suspect, check_job, failure, listed_in
 from stealthmark.stages.examine import as_bytes
@@ -141,7 +141,7 @@ class _Carried:
     @classmethod
     def of(cls, examination: Examination, seed: int) -> "_Carried":
         method, key = examination.method, examination.key
-        other = method.make_key(derive(seed, "wrong-key"), key.shape)
+        other = method.make_key(secret(seed, "wrong-key"), key.shape)
         baselines = {KEY: method.baseline(key), WRONG_KEY: method.baseline(other), WITHOUT_KEY: 0.0}
         return cls(method.modules(key).numpy(), method.text(key), baselines)
 
@@ -163,9 +163,11 @@ class _Carried:
         seen = examination.seen(suspect.predictor)
 
         def read(row: int, query: str, counts: list[int]) -> dict[tuple[str, str, int], np.ndarray]:
-            draw, image, maps = derive(seed, "occlusions", row), examination.images(np.array([row]))[0], {}
+            image, maps = examination.images(np.array([row]))[0], {}
+            rng = torch.Generator().manual_seed(derive(seed, "occlusions", row))
+            visible = random_occlusions(max(counts), len(self.code), rng)
             for (level, predictor), count in product(seen.items(), counts):
-                both = read_code_maps(predictor, image, len(self.code), count, draw, self.baselines[query])
+                both = read_code_maps(predictor, image, visible[:count], self.baselines[query])
                 maps |= {(level, IN_PLACE, count): both.in_place, (level, LIME, count): both.lime}
             return maps
 

@@ -9,10 +9,11 @@ from stealthmark import architecture as architectures
 from stealthmark import dataset
 from stealthmark.access import WEIGHTS, at_access
 from stealthmark.detection import ask, fit_detector
+from stealthmark.errors import UserError
 from stealthmark.layout import CLEAN
 from stealthmark.method import Answers, Detector, Key, MethodContract, Owner, Trained, WhiteBoxMark, digest_of
 from stealthmark.plugin import make
-from stealthmark.seeds import derive
+from stealthmark.seeds import secret
 from stealthmark.settings import Schedule
 from stealthmark.stages.train import float_images, float_masks, train_with
 from stealthmark.suspects.checkpoint import from_model
@@ -30,13 +31,20 @@ def mark(
     device: torch.device,
     share: str = "owner",
     null: Path | None = None,
+    replace_key: bool = False,
 ) -> None:
     """A marked model and its key, from a clean model (or, where the method says so, from scratch), trained on one share.
 
     The key's detectors, one an access level, are fitted on the calibration share; `null` is the model that stands there for all
     that are not the owner's, the clean model where none is given. The key also holds the digest of the test share's images,
-    which are what suspects are queried with, and lies in a file of its own with its commitment beside it.
+    which are what suspects are queried with, and lies in a file of its own with its commitment beside it. It is written when
+    the model is there, and last of all.
+
+    Raises UserError, before anything is computed, where there is a key already, unless it is to be replaced: the model that was
+    marked with it could never be claimed again.
     """
+    if key_file.exists() and not replace_key:
+        raise UserError(f"there is a key at {key_file}, without which its model can never be claimed; give another name")
     marking: MethodContract = make("method", method)
     arrays = dataset.load(data)
     clean_model, card = architectures.load(clean, device)
@@ -44,7 +52,7 @@ def mark(
     calibration = arrays.share("calibration")
     images = float_images(calibration.images)
     owner = Owner(clean_model, from_model(clean_model, device), images, float_masks(calibration.masks))
-    key = marking.make_key(derive(seed, "key"), (card["channels"], card["size"], card["size"]), owner)
+    key = marking.make_key(secret(seed, "key"), (card["channels"], card["size"], card["size"]), owner)
     for level in access:  # an unknown one ends before the training
         at_access(owner.predictor, level)
     if isinstance(marking, Trained):
@@ -55,10 +63,10 @@ def mark(
     else:
         model = clean_model
     detectors = _fit_detectors(marking, key, model, null_model, access, images, device)
-    key_file.parent.mkdir(parents=True, exist_ok=True)
     queried = digest_of(arrays.lazy_share("test").images)
-    key.model_copy(update={"detectors": detectors, "images": queried}).write(key_file)
     architectures.save(model, card, out)
+    key_file.parent.mkdir(parents=True, exist_ok=True)
+    key.model_copy(update={"detectors": detectors, "images": queried}).write(key_file)
 
 
 def _fit_detectors(

@@ -29,7 +29,7 @@ rule mark:
     shell:
         "python -m stealthmark mark --data {params.data} --share {params.share} --clean {params.clean} --null {params.null}"
         " --method {params.method:q} --schedule {params.schedule:q} --access {params.access} --seed {params.seed}"
-        " --threads {threads} --record-failure --key {params.key} --out {params.out} 2> {log}"
+        " --threads {threads} --record-failure --replace-key --key {params.key} --out {params.out} 2> {log}"
 
 
 # Another owner, who marks their own model with the same method: a null model for everybody else's key.
