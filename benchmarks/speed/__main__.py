@@ -250,7 +250,8 @@ CASES, CASE_SIZE = (1_000, 100_000), 32
 
 
 def examining(counts: tuple[int, ...] = CASES) -> None:
-    """Milliseconds a case, and memory, of examining one suspect at three access levels. Each in a process of its own."""
+    """Milliseconds a case (the processor's, which no other job lengthens much), and memory, of examining one suspect at three
+    access levels. Each in a process of its own."""
     print(f"examining one suspect, {CASE_SIZE} px, three access levels, one thread")
     for count in counts:
         command = [sys.executable, "-m", "benchmarks.speed", "--examine", str(count)]
@@ -298,10 +299,10 @@ def examine_made_up(count: int) -> None:
         method.make_key(1, shape[1:]).model_copy(update={"detectors": detectors}).write(folder / "key.json")
         del images, masks
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        started = time.perf_counter()
+        started = time.process_time()
         suspects = [(Place(), folder / "model")]
         examine(folder, folder / "key.json", suspects, folder / "evidence", torch.device("cpu"))
-        took = time.perf_counter() - started
+        took = time.process_time() - started
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{count} cases: {1000 * took / count:.2f} ms a case; {grown:.0f} MB more in all, {grown / count:.4f} MB a case")
 
