@@ -99,9 +99,9 @@ class AttackContract(Plugin):
     def facts(self) -> dict:
         """What tables and figures must know of the attack."""
         names = ("name", "title", "axis", "unit", "scale", "text", "citation")
-        told = {name: getattr(self, name) for name in names}
+        own = {name: getattr(self, name) for name in names}
         return {
-            **told,
+            **own,
             "kind": self.family,
             "needs": list(self.needs),
             "strengths": list(self.strengths),

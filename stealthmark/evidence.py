@@ -33,10 +33,10 @@ def inside_p(triggered: np.ndarray, benign: np.ndarray, groups: np.ndarray) -> f
     any (N,).
     """
     difference = pd.Series(triggered.astype(float) - benign.astype(float)).groupby(np.asarray(groups)).mean()
-    found, under_h0 = (difference.mean() + 1) / 2, (MARGIN + 1) / 2
-    if found <= under_h0:
+    measured, under_h0 = (difference.mean() + 1) / 2, (MARGIN + 1) / 2
+    if measured <= under_h0:
         return 1.0
-    divergence = rel_entr(found, under_h0) + rel_entr(1 - found, 1 - under_h0)
+    divergence = rel_entr(measured, under_h0) + rel_entr(1 - measured, 1 - under_h0)
     return float(np.exp(-len(difference) * divergence))
 
 
