@@ -209,15 +209,15 @@ def serve(args: argparse.Namespace) -> None:
     from stealthmark.access import at_access
     from stealthmark.device import choose
     from stealthmark.suspects.checkpoint import from_model
-    from stealthmark.suspects.server import address_of, server
+    from stealthmark.suspects.server import server
 
     device = choose(args.device, args.threads)
     model, card = architecture.load(args.model, device)
     predictor = at_access(from_model(model, device), args.access)
     shape = (card["channels"], card["size"], card["size"])
     with server(predictor, shape, args.host, args.port) as serving, contextlib.suppress(KeyboardInterrupt):
-        print(f"{args.model} at {address_of(serving)}, access {args.access}; Ctrl-C ends it", flush=True)
-        serving.serve_forever()
+        print(f"{args.model} at {serving.address}, access {args.access}; Ctrl-C ends it", flush=True)
+        serving.run()
 
 
 def check(args: argparse.Namespace) -> None:

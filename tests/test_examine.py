@@ -33,6 +33,7 @@ from stealthmark.stages import examination
 from stealthmark.stages import examine as stage
 from stealthmark.stages.examine import examine_claims
 from stealthmark.suspects.checkpoint import from_model
+from stealthmark.suspects.querier import Limits, Querier, Source
 
 METHOD = {"name": "stealthmark", "trigger": "patch"}
 STOLEN, INDEPENDENT = Place(), Place("independent")
@@ -411,11 +412,11 @@ def test_the_network_is_never_handed_more_than_a_part_of_the_images(many, tmp_pa
     handed = []
 
     def watch(model, device):
-        def predictor(images):
+        def ask(images):
             handed.append(len(images))
-            return from_model(model, device)(images)
+            return from_model(model, device)(images).numpy()
 
-        return predictor
+        return Querier(Source(ask), Limits(batch=10**6))
 
     monkeypatch.setattr(examination, "from_model", watch)
     examine(many, tmp_path, (INDEPENDENT, many / "model0"), key="stealthmark.json")

@@ -1,17 +1,23 @@
-"""HTTP: the client against services that misbehave on purpose, the reference server against requests that do."""
+"""HTTP: the client against services that misbehave on purpose, the reference server against requests that do.
+
+The Open Inference Protocol has its own tests in test_inference.py.
+"""
 
 import contextlib
 import http.client
 import io
-import itertools
 import os
 import pickle
+import re
 import shutil
+import signal
+import socket
 import ssl
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -20,14 +26,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stealthmark import architecture, cli
 from stealthmark.access import at_access
 from stealthmark.errors import UserError
-from stealthmark.suspects import http as protocol
+from stealthmark.plugin import make
+from stealthmark.suspects import exchange
+from stealthmark.suspects import server as server_module
 from stealthmark.suspects.checkpoint import from_model
 from stealthmark.suspects.connect import connect
-from stealthmark.suspects.http import HEADER, NPY, from_npy, to_npy
+from stealthmark.suspects.deadline import WORKER, within
+from stealthmark.suspects.npy import HEADER, NPY, from_npy, to_npy
 from stealthmark.suspects.querier import Limits
-from stealthmark.suspects.server import address_of, server
+from stealthmark.suspects.server import Server, server
 
 CPU = torch.device("cpu")
 SHAPE = (3, 4, 4)
@@ -38,7 +48,7 @@ ONCE = Limits(retries=0)
 def slept(monkeypatch) -> list[float]:
     """How long the client would have slept; it does not. Nor does it ask a proxy for a server of this machine."""
     slept = []
-    monkeypatch.setattr("urllib3.util.retry.time.sleep", slept.append)
+    monkeypatch.setattr(exchange, "sleep", slept.append)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return slept
 
@@ -52,16 +62,16 @@ def half(batch: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def running(serving: ThreadingHTTPServer):
-    """The server's address, while it serves."""
-    thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield address_of(serving)
-    finally:
-        serving.shutdown()
-        thread.join()
-        serving.server_close()
+def running(serving: Server):
+    """The server's address, while it runs."""
+    with serving:
+        thread = threading.Thread(target=serving.run)
+        thread.start()
+        try:
+            yield serving.address
+        finally:
+            serving.stop()
+            thread.join()
 
 
 class Service:
@@ -87,13 +97,16 @@ class Service:
         self.serving = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 
     def __enter__(self):
-        self._running = running(self.serving)
-        self.url = self._running.__enter__()
+        self._thread = threading.Thread(target=self.serving.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        self.url = "http://{}:{}/".format(*self.serving.server_address)
         return self
 
     def __exit__(self, *error):
         self.over.set()
-        self._running.__exit__(*error)
+        self.serving.shutdown()
+        self._thread.join()
+        self.serving.server_close()
 
     def ask(self, limits: Limits = ONCE, shows: str = "probabilities", n: int = 5) -> Tensor:
         return connect(self.url, SHAPE, CPU, limits, shows)(images(n))
@@ -176,7 +189,7 @@ def test_a_budget_counts_images_and_sends_nothing_beyond():
 # --- services that are busy, absent or slow ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", protocol.BUSY)
+@pytest.mark.parametrize("status", exchange.BUSY)
 def test_a_busy_service_is_asked_again(status):
     with Service(reply(status, Retry_After="0"), reply(status, Retry_After="0"), array()) as service:
         suspect = connect(service.url, SHAPE, CPU, Limits(retries=2, budget=5))
@@ -237,21 +250,165 @@ def test_a_service_that_falls_silent_within_its_answer():
         assert "gives no answer within 0.05 s" in service.refuses(Limits(timeout=0.05, retries=0))
 
 
-def test_a_service_that_answers_in_drops(monkeypatch):
+def test_all_requests_together_end_in_time(monkeypatch):
+    """A service that is busy decides for how long, up to the time that it could have been silent for."""
+    now, given = [0.0], []
+    monkeypatch.setattr(exchange, "monotonic", lambda: now[0])
+    monkeypatch.setattr(exchange, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+    def noting(seconds, work, cut):
+        given.append(seconds)
+        return within(60, work, cut)
+
+    monkeypatch.setattr(exchange, "within", noting)
+
+    def slow(handler, body, service):
+        now[0] += 19
+        reply(503, Retry_After="86400")(handler, body, service)
+
+    with Service(slow) as service:
+        assert "the status 503" in service.refuses(Limits(timeout=20, retries=3))
+    assert given == [20, 20, 2], "80 seconds in all"
+
+
+@pytest.mark.parametrize("header", ["soon", "-1", "9" * 5000, "Wed, 99 Foo 2099", "\u00e9"])
+def test_a_time_that_cannot_be_read_is_not_waited_for(header, slept):
+    with Service(reply(503, Retry_After=header), array()) as service:
+        service.ask(Limits(retries=1))
+    assert slept == [exchange.BACKOFF]
+
+
+def drips(start: bytes, drop: bytes, pause: float = 0.1):
+    """Send `start`, then drop after drop, each in good time. It ends by itself, should the client not."""
+
+    def answer(handler, body, service):
+        service.written, end = 0, monotonic() + 60
+        with contextlib.suppress(OSError):  # the client hangs up
+            handler.wfile.write(start)
+            while monotonic() < end and not service.over.wait(pause):
+                handler.wfile.write(drop)
+                service.written += len(drop)
+
+    return answer
+
+
+def line(status: int, *headers: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status} X", *headers, "", ""]).encode()
+
+
+ENDLESS = line(200, f"Content-Length: {1 << 50}")
+HELD_UP = {
+    "a status line a letter at a time": (b"", b"H"),
+    "a header a moment": (b"HTTP/1.1 200 OK\r\n", b"X: 1\r\n"),
+    "100 Continue for ever": (b"", line(100)),
+    "100 Continue for ever, with headers": (b"", line(100, "X: 1", "Y: 2")),
+    "an answer in drops": (ENDLESS, b"x"),
+    "an answer in chunks": (line(200, "Transfer-Encoding: chunked"), b"1\r\nx\r\n"),
+    "the length of a chunk": (line(200, "Transfer-Encoding: chunked"), b"0"),
+    "trailers": (line(200, "Transfer-Encoding: chunked") + b"0\r\n", b"X: 1\r\n"),
+}
+
+
+@pytest.mark.parametrize("start, drop", HELD_UP.values(), ids=HELD_UP)
+def test_a_service_that_holds_up_its_answer_is_given_up_in_time(start, drop):
     """Each drop comes in time, all of them together do not."""
-    clock = itertools.count(step=40)
-    monkeypatch.setattr(protocol, "monotonic", lambda: next(clock))
+    with Service(drips(start, drop)) as service:
+        started = monotonic()
+        assert "gives no answer within 0.5 s" in service.refuses(Limits(timeout=0.5, retries=0, pixel_bytes=10**9))
+        assert 0.5 <= monotonic() - started < 30
+        assert_nobody_works()
 
-    def drip(handler, body, service):
-        handler.send_response(200)
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-        with contextlib.suppress(ConnectionError):
-            while not service.over.is_set():
-                handler.wfile.write(b"1\r\nx\r\n")
 
-    with Service(drip) as service:
-        assert "gives no answer within 100 s" in service.refuses(Limits(timeout=100, retries=0, pixel_bytes=10**9))
+def test_100_continue_at_full_speed_is_given_up_in_time():
+    with Service(drips(b"", line(100) * 1000, 0)) as service:
+        started = monotonic()
+        assert "gives no answer within 0.5 s" in service.refuses(Limits(timeout=0.5, retries=0))
+        assert monotonic() - started < 30
+        assert_nobody_works()
+
+
+@pytest.mark.parametrize("status, header", [(503, "Retry-After: 0"), (429, "X: 1"), (404, "X: 1"), (302, "Location: /x")])
+@pytest.mark.parametrize("framing", [f"Content-Length: {1 << 50}", "Transfer-Encoding: chunked"])
+def test_the_body_of_another_status_is_not_read(status, header, framing):
+    block = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
+    with Service(drips(line(status, header, framing), block, 0)) as service:
+        started = monotonic()
+        assert f"the status {status}" in service.refuses(Limits(timeout=20, retries=1))
+        assert monotonic() - started < 20, "it was waited for"
+        assert service.written < 1 << 27, "what is not read stays in the network's buffers"
+        assert len(service.requests) == (2 if status in exchange.BUSY else 1)
+        assert_nobody_works()
+
+
+def test_a_service_that_does_not_listen_to_the_end():
+    """It is connected to, and takes nothing: the request fills the network's buffers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent_server:
+        url = "http://{}:{}/".format(*silent_server.getsockname())
+        with pytest.raises(UserError, match="gives no answer within 0.5 s"):
+            connect(url, SHAPE, CPU, Limits(timeout=0.5, retries=0, batch=200_000))(torch.zeros(200_000, *SHAPE).add(0.5))
+    assert_nobody_works()
+
+
+def test_a_handshake_that_never_ends():
+    with socket.create_server(("127.0.0.1", 0)) as silent_server:
+        url = "https://{}:{}/".format(*silent_server.getsockname())
+        with pytest.raises(UserError, match="gives no answer within 0.5 s"):
+            connect(url, SHAPE, CPU, Limits(timeout=0.5, retries=0))(images())
+    assert_nobody_works()
+
+
+def test_a_name_that_is_looked_up_for_ever(monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **options: over.wait(60) and [])
+    with pytest.raises(UserError, match="gives no answer within 0.1 s"):
+        connect("http://suspect.example/", SHAPE, CPU, Limits(timeout=0.1, retries=0))(images())
+    over.set()
+    assert_nobody_works()
+
+
+def test_images_are_not_sent_after_the_time_is_over(monkeypatch):
+    """A name that is found too late: the connection is made, and closed."""
+    over, lookup = threading.Event(), socket.getaddrinfo
+
+    def late(*args, **options):
+        over.wait(60)
+        return lookup(*args, **options)
+
+    with Service(array()) as service:
+        monkeypatch.setattr("socket.getaddrinfo", late)
+        assert "gives no answer within 0.1 s" in service.refuses(Limits(timeout=0.1, retries=0))
+        over.set()
+        assert_nobody_works()
+        assert service.requests == []
+        service.ask()
+
+
+def test_after_a_request_that_was_given_up_the_next_one_is_answered():
+    with Service(drips(ENDLESS, b"x"), array()) as service:
+        suspect = connect(service.url, SHAPE, CPU, Limits(timeout=0.5, retries=0, pixel_bytes=10**9))
+        with pytest.raises(UserError, match="gives no answer"):
+            suspect(images())
+        patient = connect(service.url, SHAPE, CPU)
+        torch.testing.assert_close(patient(images()), half(images()), rtol=0, atol=0)
+
+
+def assert_nobody_works():
+    """Every thread that waited for a service has ended, or does as soon as it is its turn."""
+    for thread in [thread for thread in threading.enumerate() if thread.name == WORKER]:
+        thread.join(60)
+        assert not thread.is_alive(), "it waits still"
+
+
+def test_work_within_a_deadline_returns_raises_or_is_cut():
+    over = threading.Event()
+    assert within(60, lambda: 1, over.set) == 1
+    with pytest.raises(ZeroDivisionError):
+        within(60, lambda: 1 // 0, over.set)
+    assert not over.is_set()
+    with pytest.raises(TimeoutError):
+        within(0.01, over.wait, over.set)
+    assert over.is_set()
+    assert_nobody_works()
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="there is no openssl here to make a certificate")
@@ -472,9 +629,7 @@ def test_the_server_answers_a_malformed_body_with_one_sentence(body, words):
     "how, status, words",
     [
         ({"Content_Type": NPY}, 411, "Content-Length is ''"),
-        ({"Content_Type": NPY, "Content_Length": "-1"}, 411, "'-1'"),
-        ({"Content_Type": NPY, "Content_Length": "1e3"}, 411, "'1e3'"),
-        ({"Content_Type": NPY, "Content_Length": "0" * 20 + "9" * 20}, 411, "allowed: the number of bytes"),
+        ({"Content_Type": NPY, "Transfer_Encoding": "chunked"}, 411, "allowed: the number of bytes"),
         ({"Content_Type": NPY, "Content_Length": str(8 * 192 + HEADER + 1)}, 413, f"allowed: {8 * 192 + HEADER}"),
         ({"Content_Type": "text/plain", "Content_Length": "1"}, 415, "'text/plain'; allowed: application/x-npy"),
         ({"Content_Type": NPY, "Content_Length": "0", "path": "/admin"}, 404, "allowed: '/'"),
@@ -487,47 +642,55 @@ def test_the_server_refuses_before_it_reads(how, status, words):
         assert answered == status and words in sentence and sentence.count("\n") == 1
 
 
-def test_what_the_model_cannot_answer_is_the_servers_fault(capfd, monkeypatch):
+@pytest.mark.parametrize("length", ["-1", "1e3", "0" * 20 + "9" * 20, "one"])
+def test_a_length_that_is_no_number_is_no_request(length):
+    with running(server(half, SHAPE, port=0)) as url:
+        assert post(url, b"", Content_Type=NPY, Content_Length=length) == (400, "Invalid HTTP request received.")
+
+
+def test_how_many_images_a_request_may_hold_depends_on_their_size(monkeypatch):
+    monkeypatch.setattr(server_module, "LARGEST", 3 * 192)
+    with running(server(half, SHAPE, port=0)) as url:
+        assert posted(url, to_npy(images(3).numpy()))[0] == 200
+        assert "B from 1 to 3" in posted(url, to_npy(images(4).numpy()))[1]
+        assert posted(url, bytes(3 * 192 + HEADER + 1))[0] == 413
+
+
+def test_what_the_model_cannot_answer_is_the_servers_fault(capfd):
     def fails(batch: Tensor) -> Tensor:
         raise (UserError if batch.shape[0] == 1 else RuntimeError)("the inside\nof the model")
 
-    serving, reported = server(fails, SHAPE, port=0), threading.Event()
-    report = serving.handle_error
-
-    def reporting(*request: object) -> None:
-        report(*request)
-        reported.set()
-
-    monkeypatch.setattr(serving, "handle_error", reporting)
-    with running(serving) as url:
+    with running(server(fails, SHAPE, port=0)) as url:
         assert posted(url, to_npy(images(1).numpy())) == (500, "the inside\nof the model\n")
         assert posted(url, GOOD) == (500, "the model failed: RuntimeError\n"), "it tells of its inside"
-        assert reported.wait(60), "it keeps the reason to itself"
-    assert "RuntimeError: the inside" in capfd.readouterr().err, "whoever runs it sees why"
+        assert "RuntimeError: the inside" in capfd.readouterr().err, "whoever runs it sees why"
 
 
-def test_predictions_are_made_one_at_a_time(monkeypatch):
-    """The first is held up until all requests have been read, and lets the other threads run."""
-    read, all_read, inside, most = [], threading.Event(), [], []
-
-    def reading(body: bytes) -> np.ndarray:
-        read.append(1)
-        if len(read) == 8:
-            all_read.set()
-        return from_npy(body)
+def test_predictions_are_made_one_at_a_time():
+    """The first is held up until all requests have been sent, and lets the other threads run."""
+    inside, most, sent, all_sent = [], [], [], threading.Event()
 
     def predict(batch: Tensor) -> Tensor:
         inside.append(1)
-        assert all_read.wait(60)
+        assert all_sent.wait(60)
         for _ in range(10):
             os.sched_yield()
         most.append(len(inside))
         inside.pop()
         return half(batch)
 
-    monkeypatch.setattr("stealthmark.suspects.server.from_npy", reading)
     with running(server(predict, SHAPE, port=0)) as url:
-        threads = [threading.Thread(target=posted, args=(url, GOOD)) for _ in range(8)]
+
+        def ask() -> None:
+            connection = http.client.HTTPConnection(*url.removeprefix("http://").rstrip("/").split(":"), timeout=60)
+            with contextlib.closing(connection):
+                connection.request("POST", "/", GOOD, {"Content-Type": NPY})
+                sent.append(1)
+                if len(sent) == 8:
+                    all_sent.set()
+                assert connection.getresponse().status == 200
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -535,9 +698,90 @@ def test_predictions_are_made_one_at_a_time(monkeypatch):
     assert most == [1] * 8
 
 
+def raw(url: str, content: bytes) -> socket.socket:
+    """A connection to the server on which `content` was sent."""
+    host, port = url.removeprefix("http://").rstrip("/").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection.sendall(content)
+    return connection
+
+
+def test_connections_are_counted_and_take_no_threads(monkeypatch):
+    """Places are free again once those who have one hang up."""
+    monkeypatch.setattr(server_module, "CONNECTIONS", 20)
+    with running(server(half, SHAPE, port=0)) as url, contextlib.ExitStack() as stack:
+        assert posted(url, GOOD)[0] == 200
+        threads = threading.active_count()
+        half_open = [stack.enter_context(raw(url, b"POST / HTTP/1.1\r\nContent-Length: 9")) for _ in range(30)]
+        for _ in range(3):
+            status, sentence = until(lambda: posted(url, GOOD), lambda answer: answer[0] == 503)
+            assert sentence == "there are 20 connections already\n"
+        assert threading.active_count() <= threads
+        for connection in half_open:
+            connection.close()
+        assert until(lambda: posted(url, GOOD), lambda answer: answer[0] == 200)[1]
+
+
+def until(do, holds):
+    """What `do` gives once it is what it should be; a server notices in its own time who came and who went."""
+    end = monotonic() + 60
+    while True:
+        with contextlib.suppress(ConnectionError, http.client.HTTPException):  # refused before the request was sent
+            if holds(outcome := do()):
+                return outcome
+        assert monotonic() < end
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"POST / HTTP/1.1\r\nHost: x\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\nContent-Length: 400\r\n\r\nx",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 400\r\n\r\nx",  # refused, and goes on sending
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",  # answered, and says nothing more
+    ],
+)
+def test_a_client_has_its_time_and_no_more(monkeypatch, content):
+    monkeypatch.setattr(server_module, "SECONDS", 0.2)
+    with running(server(half, SHAPE, port=0)) as url, raw(url, content) as connection, contextlib.suppress(ConnectionError):
+        while connection.recv(1 << 16):
+            pass
+
+
+def test_a_slow_model_does_not_use_up_the_clients_time():
+    """While the model works, no timer runs; before and after it one does."""
+    running_timers: list[int] = []
+    serving = server(lambda batch: (running_timers.append(count()), half(batch))[1], SHAPE, port=0)
+
+    def count() -> int:
+        connections = [*serving._server.server_state.connections]
+        return sum(not connection._timer.cancelled() for connection in connections)
+
+    with running(serving) as url, raw(url, b"") as connection:
+        assert until(count, lambda timers: timers == 1) == 1
+        head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: {NPY}\r\nContent-Length: {len(GOOD)}\r\n\r\n"
+        connection.sendall(head.encode() + GOOD)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200") and running_timers == [0]
+        assert until(count, lambda timers: timers == 1) == 1
+
+
+def test_what_waits_is_bounded(monkeypatch):
+    """A request that says that it is large counts as much, whether it is sent or not."""
+    monkeypatch.setattr(server_module, "HELD", len(GOOD) + 1000)
+    head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: {NPY}\r\nContent-Length: 1001\r\n\r\n".encode()
+    with running(server(half, SHAPE, port=0)) as url:
+        with raw(url, head):
+            status, sentence = until(lambda: posted(url, GOOD), lambda answer: answer[0] == 503)
+            assert sentence == f"the server holds 1001 bytes of other requests; allowed together: {len(GOOD) + 1000}\n"
+        assert until(lambda: posted(url, GOOD), lambda answer: answer[0] == 200)
+
+
 def test_where_it_cannot_listen():
-    with server(half, SHAPE, port=0) as first, pytest.raises(UserError, match="cannot listen on 127.0.0.1:"):
-        server(half, SHAPE, port=first.server_address[1])
+    with server(half, SHAPE, port=0) as first:
+        port = int(first.address.rstrip("/").rpartition(":")[2])
+        with pytest.raises(UserError, match="cannot listen on 127.0.0.1:"):
+            server(half, SHAPE, port=port)
     for host, port in (("127.0.0.1", 70000), ("no such host", 0)):
         with pytest.raises(UserError, match=f"cannot listen on {host}:{port}: "):
             server(half, SHAPE, host, port)
@@ -549,3 +793,27 @@ def test_a_served_network_is_asked_once_for_an_image():
         for _ in range(2):
             connect(url, SHAPE, CPU)(images(3))
     assert predictor.sent == 3
+
+
+def test_the_serving_command_ends_quietly(tmp_path, monkeypatch, capsys):
+    """Ctrl-C, once it answers."""
+    options = make("architecture", {"name": "unet", "weights": "random"}).options()
+    network = make("architecture", options).build(3, pretrained=False, size=32)
+    architecture.save(network, architecture.card_for(options, 3, 32), tmp_path)
+    argv, asked = ["serve", "--model", str(tmp_path), "--port", "0", "--device", "cpu"], []
+    run = Server.run
+
+    def interrupted(serving: Server) -> None:
+        def interrupt() -> None:
+            asked.append(post(serving.address, b"", path="/v2", method="GET")[0])
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
+        run(serving)
+
+    monkeypatch.setattr(Server, "run", interrupted)
+    assert cli.main([*argv, "--access", "label"]) == 0 and asked == [200]
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r".* at http://127\.0\.0\.1:\d+/, access label; Ctrl-C ends it\n", out) and err == ""
+    assert cli.main([*argv, "--access", "gradients"]) == 1
+    assert "unknown access level 'gradients'; allowed: logits" in capsys.readouterr().err

@@ -1,7 +1,14 @@
 """ONNX files as suspects: handmade graphs with known answers, and graphs made to harm."""
 
+import gc
+import io
 import os
+import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import onnx
@@ -14,7 +21,9 @@ from torch import Tensor
 from stealthmark import architecture, cli
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
+from stealthmark.suspects import onnx_child
 from stealthmark.suspects.connect import connect, describe_suspect
+from stealthmark.suspects.frames import ANSWER, READY, read_frame, write_frame
 from stealthmark.suspects.onnx import export
 from stealthmark.suspects.querier import Limits
 
@@ -101,7 +110,7 @@ def test_an_export_that_answers_otherwise_is_not_kept(tmp_path, monkeypatch):
     other = parser.parse_model(HEAD + HALF.replace("4,4", "32,32"))
     program = type("Program", (), {"model": None, "save": lambda self, path, **_: onnx.save(other, path)})
     monkeypatch.setattr("torch.onnx.export", lambda *args, **options: program())
-    monkeypatch.setattr("stealthmark.suspects.onnx.ClearMetadataAndDocStringPass", lambda: lambda model: None)
+    monkeypatch.setattr("onnxscript.ir.passes.common.ClearMetadataAndDocStringPass", lambda: lambda model: None)
     with pytest.raises(UserError, match="answers otherwise than the network in .*; allowed: 1e-05"):
         export(tmp_path / "model", tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -155,8 +164,19 @@ def test_a_file_that_is_not_onnx_is_refused(written, content):
 
 def test_a_damaged_file_is_refused(written):
     whole = parser.parse_model(HEAD + HALF).SerializeToString()
-    for length in range(0, len(whole), 7):
-        assert len(refused(written(whole[:length]))) < 500
+    for length in range(len(whole)):
+        with pytest.raises(onnx_child.Refusal) as error:
+            onnx_child.opened(whole[:length], 1, cuda=False)
+        assert len(str(error.value)) < 500
+    assert len(refused(written(whole[:-1]))) < 500
+
+
+def test_names_that_are_no_text_are_a_sentence(written):
+    content = parser.parse_model(HEAD + HALF.replace("N,", "NNNN,")).SerializeToString()
+    assert content.count(b"NNNN") == 2
+    assert "suspect.onnx" in refused(written(content.replace(b"NNNN", b"\xff\xfe\x80N")))
+    content = parser.parse_model(HEAD + HALF.replace("(x)", "(image)").replace(" x)", " image)")).SerializeToString()
+    assert "suspect.onnx" in refused(written(content.replace(b"image", b"\xff\xfe\x80ge")))
 
 
 def test_a_file_in_onnxruntimes_own_format_is_refused(written, tmp_path):
@@ -218,36 +238,215 @@ def test_a_reference_to_another_file_is_refused_wherever_it_stands(written, tmp_
         model.graph.sparse_initializer.add(values=external(location), dims=[9])
     sentence = refused(written(model))
     assert f"keeps the tensor 'stolen' in another file, {location!r}; allowed: all inside of it" in sentence
+    assert sentence.endswith("as onnx.save(onnx.load(FILE), OTHER) writes it"), "the remedy is named"
 
 
-def test_a_graph_that_never_ends_is_stopped(written):
-    graph = """endless (float[N,3,4,4] x) => (float[N,3,4,4] y) {
-      trips = Constant <value = int64 {9223372036854775807}> ()
-      yes = Constant <value = bool {1}> ()
-      y = Loop (trips, yes, x) <body = body (int64 i, bool c, float[N,3,4,4] a) => (bool d, float[N,3,4,4] b) {
-        d = Identity (c)
-        b = Add (a, a)
-      }>
-    }"""
-    assert "gives no answer within 0.01 s" in refused(written(graph), Limits(timeout=0.01))
+# --- a file that takes its time, or all memory ------------------------------------------------------------------------
+
+ENDLESS = """endless (float[N,3,4,4] x) => (float[N,3,4,4] y) {
+  trips = Constant <value = int64 {9223372036854775807}> ()
+  yes = Constant <value = bool {1}> ()
+  y = Loop (trips, yes, x) <body = body (int64 i, bool c, float[N,3,4,4] a) => (bool d, float[N,3,4,4] b) {
+    d = Identity (c)
+    b = Add (a, a)
+  }>
+}"""
+
+
+def multiplying(square: str, side: int = 8000) -> str:
+    """A graph that multiplies large squares with each other, which nothing interrupts."""
+    return f"""g (float[N,3,4,4] x) => (float[N,3,4,4] y) {{
+      sides = Constant <value = int64[2] {{{side}, {side}}}> ()
+      one = Constant <value = float {{1}}> ()
+      asked = ReduceSum <keepdims = 0> (x)
+      square = {square}
+      more = MatMul (square, square)
+      most = MatMul (more, square)
+      mean = ReduceMean <keepdims = 0> (most)
+      y = Mul (x, mean)
+    }}"""
+
+
+WHEN_OPENED, WHEN_ASKED = "Expand (one, sides)", "Expand (asked, sides)"
+HARMFUL = {
+    "a loop without end": ENDLESS,
+    "constants that are folded": multiplying(WHEN_OPENED),
+    "one multiplication": multiplying(WHEN_ASKED),
+}
+
+
+@pytest.mark.parametrize("graph", HARMFUL.values(), ids=HARMFUL)
+def test_a_file_that_takes_too_long_is_stopped(written, graph, started):
+    begun = monotonic()
+    assert "gives no answer within 1 s" in refused(written(graph), Limits(timeout=1))
+    assert monotonic() - begun < 60
+    (process,) = started
+    assert process.wait(60) == -signal.SIGKILL
+
+
+def test_a_file_that_was_stopped_has_to_be_opened_again(written, started):
+    file = written(ENDLESS)
+    suspect = connect(file, SHAPE, CPU, Limits(timeout=1))
+    for _ in range(2):
+        with pytest.raises(UserError, match="gives no answer within 1 s"):
+            suspect(images())
+    assert len(started) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system has no bound on memory")
+@pytest.mark.parametrize("square", [WHEN_OPENED, WHEN_ASKED])
+def test_a_file_that_takes_all_memory_is_refused(written, square):
+    sentence = refused(written(multiplying(square, 100_000)), Limits(memory_bytes=2**30))
+    assert sentence.endswith("it needs more memory; allowed: 1073741824 bytes of memory")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system has no bound on memory")
+def test_memory_that_suffices_for_nothing_is_a_sentence(written):
+    assert "allowed: 1000 bytes of memory" in refused(written(HALF), Limits(memory_bytes=1000))
+
+
+# --- the process that a file runs in ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[subprocess.Popen]:
+    """The processes that were started."""
+    started, start = [], subprocess.Popen
+    monkeypatch.setattr(
+        "stealthmark.suspects.onnx.subprocess.Popen", lambda *a, **k: started.append(start(*a, **k)) or started[-1]
+    )
+    return started
+
+
+def test_one_process_answers_all_requests_and_ends_with_its_suspect(written, started):
+    suspect = connect(written(HALF), SHAPE, CPU, Limits(batch=1))
+    suspect(images())
+    suspect(images(7))
+    (process,) = started
+    assert process.poll() is None
+    del suspect
+    gc.collect()
+    assert process.poll() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "graph", ["g (float[N,3,4,8] x) => (float[N,3,4,8] y) { y = Relu (x) }", ENDLESS.replace("Loop", "Lop")]
+)
+def test_the_process_of_a_file_that_is_refused_has_ended(written, started, graph):
+    refused(written(graph))
+    (process,) = started
+    assert process.poll() == -signal.SIGKILL
+
+
+PARENT = """
+import subprocess, sys, torch
+start = subprocess.Popen
+def starting(*arguments, **options):
+    process = start(*arguments, **options)
+    print(process.pid, flush=True)
+    return process
+subprocess.Popen = starting
+from stealthmark.suspects.connect import connect
+suspect = connect(sys.argv[1], (3, 4, 4), torch.device("cpu"))
+print("opened", flush=True)
+suspect(torch.zeros(1, 3, 4, 4) if sys.argv[2] == "asks" else torch.zeros(0, 3, 4, 4))
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for a process in")
+@pytest.mark.parametrize("what", ["asks", "waits"])
+def test_the_process_ends_with_its_parent_however_that_ends(written, what):
+    """Killed while the network works, and while it waits."""
+    command = [sys.executable, "-c", PARENT, str(written(ENDLESS)), what]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        assert parent.stdout.readline() == "opened\n" and lives(pid)
+        parent.kill()
+    end = monotonic() + 60
+    while lives(pid):
+        assert monotonic() < end, "it outlived its parent"
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there, and not only its entry, which waits for somebody to read how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_process_imports_no_torch():
+    program = (
+        "import sys, stealthmark.suspects.onnx_child as _; print(*{'torch', 'requests', 'pandas', 'pydantic'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+LIAR = """
+import os, pickle, sys, time
+from stealthmark.suspects.frames import *
+def read():
+    for _ in range(2):
+        read_frame(sys.stdin.buffer, {JOB: 10**9})
+out = sys.stdout.buffer
+write_frame(out, READY)
+read()
+tensor = b'[{"name": "x", "type": "tensor(float)", "shape": [null, 3, 4, 4]}]'
+opened = b'{"inputs": ' + tensor + b', "outputs": ' + tensor + b'}'
+"""
+OPENS = "write_frame(out, DESCRIBED, opened)\nread()\n"
+
+
+@pytest.mark.parametrize(
+    "lies, words",
+    [
+        ("write_frame(out, DESCRIBED, b'{')", "cannot be opened: "),
+        ('write_frame(out, DESCRIBED, b\'{"inputs": [], "outputs": 1}\')', "cannot be opened: "),
+        ("write_frame(out, DESCRIBED, bytes(2000000))", "cannot be opened: its process ended by SIGKILL"),
+        ("write_frame(out, ANSWER, b'')", "cannot be opened: its process ended by SIGKILL"),
+        ("write_frame(out, REFUSED, b'says\\n\\x1b[31m' + bytes([255]))", "says??[31m"),
+        ("out.write(b'garbage garbage'); out.flush()", "cannot be opened: its process ended by SIGKILL"),
+        ("sys.exit(7)", "cannot be opened: its process ended"),
+        (
+            OPENS + "out.write(b'A' + (2**62).to_bytes(8, 'big') + bytes(100)); out.flush()",
+            "cannot be run: its process ended by",
+        ),
+        (OPENS + "write_frame(out, ANSWER, pickle.dumps([1]))", "not an .npy array"),
+        (OPENS + "write_frame(out, ANSWER, b'')", "not an .npy array"),
+        (OPENS + "out.write(b'A' + (100).to_bytes(8, 'big')); out.flush(); sys.exit()", "cannot be run: its process ended"),
+        (OPENS + "out.write(b'A' + (100).to_bytes(8, 'big')); out.flush(); read()", "gives no answer within 2 s"),
+    ],
+)
+def test_a_process_that_a_file_has_taken_over_is_not_believed(written, tmp_path, monkeypatch, lies, words):
+    (tmp_path / "liar.py").write_text(LIAR + lies + "\nsys.stdin.read()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("stealthmark.suspects.onnx.CHILD", "liar")
+    assert words in refused(written(HALF), Limits(timeout=2))
+
+
+def test_frames_are_read_as_they_were_written():
+    stream = io.BytesIO()
+    write_frame(stream, ANSWER, b"abc")
+    write_frame(stream, READY)
+    written = stream.getvalue()
+    stream.seek(0)
+    assert read_frame(stream, {ANSWER: 3, READY: 0}) == (ANSWER, b"abc")
+    assert read_frame(stream, {ANSWER: 3, READY: 0}) == (READY, b"")
+    for length in range(len(written) - 9):
+        with pytest.raises(EOFError):
+            read_frame(io.BytesIO(written[:length] if length < 12 else b""), {ANSWER: 3})
+    for most in ({ANSWER: 2}, {READY: 9}):
+        with pytest.raises(ValueError, match="3 bytes; allowed"):
+            read_frame(io.BytesIO(written), most)
 
 
 def test_without_a_gpu_for_onnxruntime_the_cpu_answers(written, monkeypatch):
     """A CUDA device for torch does not mean that this onnxruntime can use it."""
-    opened_with = []
-    session = onnxruntime.InferenceSession
-
-    def opening(*args, providers):
-        opened_with.append(providers)
-        return session(*args, providers=["CPUExecutionProvider"])
-
-    monkeypatch.setattr("onnxruntime.InferenceSession", opening)
     for available, expected in (
         (["AzureExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]),
         (["CUDAExecutionProvider", "CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]),
     ):
         monkeypatch.setattr("onnxruntime.get_available_providers", lambda providers=available: providers)
-        connect(written(HALF), SHAPE, torch.device("cuda"))(images())
-        assert opened_with.pop() == expected
-    connect(written(HALF), SHAPE, CPU)
-    assert opened_with == [["CPUExecutionProvider"]]
+        assert onnx_child.providers(cuda=True) == expected and onnx_child.providers(cuda=False) == ["CPUExecutionProvider"]
+    connect(written(HALF), SHAPE, torch.device("cuda"))(images())

@@ -222,7 +222,7 @@ def test_images_of_another_shape_are_refused():
         Querier(Source(Half(), "it"), shape=(3, 2, 2))(images(1))
 
 
-@pytest.mark.parametrize("field", ["batch", "timeout", "pixel_bytes", "file_bytes"])
+@pytest.mark.parametrize("field", ["batch", "timeout", "pixel_bytes", "file_bytes", "memory_bytes"])
 def test_limits_are_checked(field):
     for value in (0, NAN, INF):
         with pytest.raises(ValidationError, match=field):
@@ -266,9 +266,14 @@ def test_the_numbers_of_a_network_are_its_own_to_the_last_digit():
     assert torch.equal(from_model(model, CPU, batch=2)(queries), expected)
 
 
-def test_what_is_remembered_of_a_network_is_a_quarter_of_a_gigabyte():
-    """A study goes through many images, of several networks at a time."""
-    assert from_model(First(), CPU).limits.remembered == 2**28
+def test_what_is_forgotten_is_asked_again():
+    """A study goes through many images, and is done with some."""
+    querier, images = from_model(First(), CPU), torch.rand(2, 1, 4, 4)
+    first = querier(images)
+    querier(images)
+    assert querier.sent == 2
+    querier.forget()
+    assert torch.equal(querier(images), first) and querier.sent == 4
 
 
 # --- a Python function ------------------------------------------------------------------------------------------------
@@ -463,15 +468,3 @@ def test_folder_file_and_service_give_the_same_answers(folder, tmp_path, monkeyp
     for answers in others:
         torch.testing.assert_close(answers, first, rtol=0, atol=1e-5)
     assert [suspect.sent for suspect in suspects] == [5, 5, 5]
-
-
-def test_the_serving_command_ends_quietly(folder, monkeypatch, capsys):
-    def interrupted(self):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", interrupted)
-    argv = ["serve", "--model", str(folder), "--port", "0", "--device", "cpu"]
-    assert cli.main([*argv, "--access", "label"]) == 0
-    assert re.fullmatch(r".* at http://127\.0\.0\.1:\d+/, access label; Ctrl-C ends it\n", capsys.readouterr().out)
-    assert cli.main([*argv, "--access", "gradients"]) == 1
-    assert "unknown access level 'gradients'; allowed: logits" in capsys.readouterr().err

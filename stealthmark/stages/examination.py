@@ -25,16 +25,25 @@ from stealthmark.stages import digest, status_of
 from stealthmark.stages.train import float_images, load_network
 from stealthmark.suspects.checkpoint import from_model
 from stealthmark.suspects.function import from_function
-from stealthmark.suspects.querier import Limits, Predictor
+from stealthmark.suspects.querier import Limits, Predictor, Querier
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A place in the study and a predictor; the network behind it, which white-box marks and nobody else may look into."""
+    """A place in the study and a predictor; the network behind it, which white-box marks and nobody else may look into.
+
+    `queriers`: all that remember answers, the predictor among them.
+    """
 
     place: Place
     predictor: Predictor
     model: nn.Module
+    queriers: tuple[Querier, ...] = ()
+
+    def forget(self) -> None:
+        """Free what is remembered of some images, when it is done with."""
+        for querier in self.queriers:
+            querier.forget()
 
 
 @dataclass(frozen=True)
@@ -104,10 +113,10 @@ class Examination:
     def suspect(self, listed: Listed) -> Suspect:
         """Opens a suspect whose status is `ok`."""
         model, _ = load_network(listed.folder, self.arrays.images.shape[1], self.device)
-        predictor: Predictor = from_model(model, self.device)
+        queriers = [from_model(model, self.device)]
         for wrap in listed.wraps:
-            predictor = from_function(wrapped(predictor, wrap), "the wrapped suspect", limits=Limits(batch=32))
-        return Suspect(listed.place, predictor, model)
+            queriers.append(from_function(wrapped(queriers[-1], wrap), "the wrapped suspect", limits=Limits(batch=32)))
+        return Suspect(listed.place, queriers[-1], model, tuple(queriers))
 
 
 def listed_in(folder: Path, place: Place) -> list[Listed]:

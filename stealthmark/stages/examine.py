@@ -8,7 +8,7 @@ import torch
 
 from stealthmark import claims, dataset, metrics
 from stealthmark.access import PROBABILITIES, WEIGHTS
-from stealthmark.detection import Asking, ask
+from stealthmark.detection import CHUNK, Asking, ask
 from stealthmark.files import write_json
 from stealthmark.layout import CASES, EVIDENCE, EXAMPLES, INDEPENDENT, NULL, POOL, RELIABILITY, STOLEN, Place
 from stealthmark.method import Answers, BlackBoxMethod, EmbeddedMark, WhiteBoxMark
@@ -72,7 +72,7 @@ def _examine_one(examination: Examination, listed: Listed, out: Path) -> pd.Data
     suspect = examination.suspect(listed)
     method, key = examination.method, examination.key
     measures_quality = listed.place.role != NULL
-    reliability = _Reliability(examination) if listed.place.as_stolen else None
+    looks = [_Examples(examination), _Reliability(examination)] if listed.place.as_stolen else []
     asking = None
     if isinstance(method, BlackBoxMethod) and method.questions(key) is None:
         asking = Asking(method, key, examination.seen(suspect.predictor))
@@ -80,14 +80,14 @@ def _examine_one(examination: Examination, listed: Listed, out: Path) -> pd.Data
     for rows, images in examination.batches() if measures_quality or asking else ():
         if measures_quality:
             quality.append(_quality(examination, suspect, images, rows))
-        if reliability:
-            reliability.add(suspect, images, rows)
+        for look in looks:
+            look.add(suspect, images, rows)
         if asking:
             asking.add(images)
-    if reliability:
+        suspect.forget()  # memory does not grow with the number of images
+    for look in looks:
         out.mkdir(parents=True, exist_ok=True)
-        reliability.write(out)
-        _examples(examination, suspect, out)
+        look.write(out)
     cases = examination.arrays.cases[CASE]
     measured = pd.concat(quality, ignore_index=True) if quality else pd.DataFrame(index=cases.index)
     scores = asking.scores() if asking else _other_scores(examination, suspect)
@@ -195,22 +195,33 @@ def _quality(examination: Examination, suspect: Suspect, images: torch.Tensor, r
     return quality
 
 
-def _examples(examination: Examination, suspect: Suspect, out: Path) -> None:
+class _Examples:
     """The test cases whose foreground is at the quartiles of size, as the suspect answers them."""
-    shares = np.concatenate([examination.masks(rows).mean((1, 2)) for rows, _ in examination.batches()])
-    order = np.argsort(shares, kind="stable")
-    chosen = order[[len(order) // 4, len(order) // 2, 3 * len(order) // 4]]
-    images = examination.images(chosen)
-    marked = isinstance(examination.method, EmbeddedMark)
-    triggered = examination.method.trigger(images, examination.key) if marked else images
-    np.savez_compressed(
-        out / EXAMPLES,
-        image=as_bytes(images),
-        image_triggered=as_bytes(triggered),
-        mask=examination.masks(chosen).astype(np.uint8),
-        prob=suspect.predictor(images).numpy().astype(np.float16),
-        prob_triggered=suspect.predictor(triggered).numpy().astype(np.float16),
-    )
+
+    def __init__(self, examination: Examination):
+        self.examination = examination
+        shares = [examination.masks(rows).mean((1, 2)) for rows in examination.arrays.chunks(CHUNK)]
+        order = np.argsort(np.concatenate(shares), kind="stable")
+        #: The rows, in the order in which they are shown.
+        self.chosen = [int(order[len(order) * quarter // 4]) for quarter in (1, 2, 3)]
+        self.answers: dict[int, dict[str, np.ndarray]] = {}
+
+    def add(self, suspect: Suspect, images: torch.Tensor, rows: slice) -> None:
+        method, key = self.examination.method, self.examination.key
+        for row in {row for row in self.chosen if rows.start <= row < rows.stop}:
+            image = images[[row - rows.start]]
+            triggered = method.trigger(image, key) if isinstance(method, EmbeddedMark) else image
+            self.answers[row] = {
+                "image": as_bytes(image),
+                "image_triggered": as_bytes(triggered),
+                "mask": self.examination.masks(slice(row, row + 1)).astype(np.uint8),
+                "prob": suspect.predictor(image).numpy().astype(np.float16),
+                "prob_triggered": suspect.predictor(triggered).numpy().astype(np.float16),
+            }
+
+    def write(self, out: Path) -> None:
+        in_order = [self.answers[row] for row in self.chosen]
+        np.savez_compressed(out / EXAMPLES, **{name: np.concatenate([case[name] for case in in_order]) for name in in_order[0]})
 
 
 def as_bytes(images: torch.Tensor) -> np.ndarray:

@@ -190,6 +190,7 @@ class _Carried:
         for _, images in examination.batches():
             for level, predictor in seen.items():
                 levels[level].add(predictor(images))
+            suspect.forget()
         for level, background in levels.items():
             yield Reading(background.map(), NATURAL, LEVEL, None, level, "all", pooled=True)
 

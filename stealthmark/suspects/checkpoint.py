@@ -12,16 +12,13 @@ from stealthmark.layout import WEIGHTS
 from stealthmark.plugin import make
 from stealthmark.suspects.querier import Ask, Limits, Querier, Source, sha256_of
 
-#: Bytes of answers kept of a network in memory: asking it again costs little, and a study goes through many images.
-REMEMBERED = 2**28
-
 
 def from_model(model: nn.Module, device: torch.device, batch: int = 32) -> Querier:
     """A torch network as a predictor: images float (B, C, H, W) in [0, 1] -> probabilities float (B, H, W), on the CPU.
 
     `model` is on `device` and in eval mode. Raises UserError when an answer is not finite: no evidence can rest on it.
     """
-    return Querier(Source(_asking(model, device), kind="network"), Limits(batch=batch, remembered=REMEMBERED))
+    return Querier(Source(_asking(model, device), kind="network"), Limits(batch=batch))
 
 
 def source(folder: Path, shape: tuple[int, int, int], device: torch.device) -> Source:

@@ -37,7 +37,7 @@ def connect(
         case "http":
             from stealthmark.suspects import http  # requests takes a moment, which a benchmark need not spend
 
-            source = http.source(str(suspect), limits, shows)
+            source = http.source(str(suspect), shape, limits, shows)
         case "onnx":
             from stealthmark.suspects import onnx
 

@@ -1,62 +1,26 @@
-"""A suspect behind HTTP: the protocol (in full in docs/http.md), and its client.
+"""A suspect behind HTTP, asked in one of two protocols (in full in docs/http.md).
 
-`POST <address>`, Content-Type `application/x-npy`, the body one .npy array, float32 (B, C, H, W) in [0, 1]. The answer is
-status 200 and one .npy array that `querier.probabilities` allows. What a suspect sends is untrusted: an answer is read no
-further than the largest that can be one, and no array of objects (a pickle) is ever loaded.
+`POST <address>`, Content-Type `application/x-npy`, the body one .npy array, float32 (B, C, H, W) in [0, 1]; the answer is
+status 200 and one .npy array that `querier.probabilities` allows. An address `.../v2/models/NAME` is asked in the Open
+Inference Protocol. What a suspect sends is untrusted: an answer is read no further than the largest that can be one, and no
+array of objects (a pickle) is ever loaded.
 """
 
-import io
-import ssl
-from time import monotonic
 from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
-import requests
-from requests.adapters import HTTPAdapter
 from torch import Tensor
-from urllib3 import HTTPResponse, Retry
-from urllib3.exceptions import HTTPError
-from urllib3.exceptions import TimeoutError as TooSlow
 
 from stealthmark.errors import UserError
+from stealthmark.suspects import inference
+from stealthmark.suspects.batch import filled, fixed_batch, unfilled
+from stealthmark.suspects.exchange import Exchange
+from stealthmark.suspects.inference import BINARY, DATATYPES, ENVELOPE, JSON_LENGTH, NUMBER, TensorMetadata
+from stealthmark.suspects.npy import HEADER, NPY, from_npy, to_npy
 from stealthmark.suspects.querier import Limits, Shows, Source
 
-NPY = "application/x-npy"
-#: Bytes that the header of an .npy array may take.
-HEADER = 4096
-#: Statuses that mean: ask again later.
-BUSY = (429, 502, 503, 504)
-BACKOFF = 0.5
-
-
-def to_npy(array: np.ndarray) -> bytes:
-    """The array as an .npy file."""
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array, allow_pickle=False)
-    return file.getvalue()
-
-
-def from_npy(body: bytes) -> np.ndarray:
-    """The array of bools or numbers that the .npy file `body` holds; read only.
-
-    Raises ValueError, one sentence, for anything else: a pickle, another format, a body shorter or longer than its array.
-    Nothing is made of the header's shape before the body is known to have that size.
-    """
-    file = io.BytesIO(body)
-    try:
-        version = np.lib.format.read_magic(file)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = header(file, max_header_size=HEADER)
-    except Exception:  # numpy says ValueError of most headers, and whatever it stumbles on of those made to harm
-        raise ValueError("it is not an .npy array of version 1 or 2") from None
-    if dtype.kind not in "biuf":
-        raise ValueError(f"it is an array of {str(dtype)[:100]}, not of bools or numbers")
-    size, rest = dtype.itemsize, len(body) - file.tell()
-    for side in shape:
-        size *= side
-    if min(shape, default=0) < 0 or size != rest:
-        raise ValueError(f"it has {rest} bytes of values, its header says shape {shape} of {dtype}")
-    return np.frombuffer(body, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
+#: The input of a service that names none.
+UNNAMED = TensorMetadata(name="input-0", datatype="FP32", shape=[-1, -1, -1, -1])
 
 
 def parse(url: str) -> tuple[SplitResult, str]:
@@ -75,76 +39,82 @@ def parse(url: str) -> tuple[SplitResult, str]:
     return parts, name
 
 
-def source(url: str, limits: Limits, shows: Shows = "probabilities") -> Source:
-    """The service at `url`, whose answers are what `shows` says.
+def source(url: str, shape: tuple[int, int, int], limits: Limits, shows: Shows = "probabilities") -> Source:
+    """The service at `url`, for images of `shape` (C, H, W), whose answers are what `shows` says.
 
-    A request that fails to connect, or is answered with one of `BUSY`, is sent up to `limits.retries` times again, after
-    what its Retry-After says (`limits.timeout` at most) or an ever longer pause. Redirects are not followed: the images go
-    to the address that was given. Proxies, certificates and .netrc are taken from the environment, as requests does.
-    Raises UserError for an address that is none. Asking raises it for a service that cannot be reached in time, a status
-    other than 200, and a body that is too large or is not an .npy array.
+    Every request is an `Exchange`, within the limits. Raises UserError for an address that is none and, in the Open Inference
+    Protocol, for a service that cannot be reached in time or takes other images. Asking raises it for a service that cannot
+    be reached in time, a status other than 200, and a body that is too large or is not an array.
     """
-    _, name = parse(url)
-    longest = max(1, round(limits.timeout))
-    retry = Retry(
-        limits.retries,
-        redirect=False,
-        status_forcelist=BUSY,
-        allowed_methods=["POST"],
-        backoff_factor=BACKOFF,
-        backoff_max=longest,
-        retry_after_max=longest,
-        raise_on_status=False,
-    )
-    session = requests.Session()
-    session.mount("http://", HTTPAdapter(max_retries=retry))
-    session.mount("https://", HTTPAdapter(max_retries=retry))
-    headers = {"Content-Type": NPY, "Accept": NPY, "Accept-Encoding": "identity"}
+    parts, name = parse(url)
+    path = parts.path.rstrip("/").removesuffix("/infer")
+    if model := inference.ADDRESS.fullmatch(path):
+        return _in_inference_protocol(parts._replace(path=path), model["root"], name, shape, limits, shows)
+    exchange = Exchange(name, limits)
 
     def ask(images: Tensor) -> np.ndarray:
-        body = to_npy(images.contiguous().numpy().astype(np.float32, copy=False))
+        body = to_npy(_float32(images))
         most = limits.pixel_bytes * images[:, 0].numel() + HEADER
+        answer = exchange("POST", url, most, body, Content_Type=NPY, Accept=NPY)
         try:
-            with session.post(
-                url, body, headers=headers, timeout=limits.timeout, stream=True, allow_redirects=False
-            ) as response:
-                if response.status_code != 200:
-                    raise UserError(f"{name} answers with the status {response.status_code}{_where(response)}; allowed: 200")
-                content = _read(response.raw, most, limits.timeout, name)
-        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-            raise UserError(f"{name} {_reason(error, limits.timeout)}") from None
-        try:
-            return from_npy(content)
+            return from_npy(answer.content)
         except ValueError as error:
             raise UserError(f"{name} answers with something else than probabilities: {error}") from None
 
     return Source(ask, name, "http", shows)
 
 
-def _read(raw: HTTPResponse, most: int, timeout: float, name: str) -> bytes:
-    """The body, as it is sent; given up when it exceeds `most` bytes, or comes in drops for longer than `timeout`."""
-    content, end = bytearray(), monotonic() + timeout
-    while part := raw.read1(1 << 16, decode_content=False):
-        content += part
-        if len(content) > most:
-            raise UserError(f"{name} answers with more than {most} bytes; allowed for this request: {most}")
-        if monotonic() > end:
-            raise TimeoutError
-    return bytes(content)
+def _in_inference_protocol(
+    model: SplitResult, root: str, name: str, shape: tuple[int, int, int], limits: Limits, shows: Shows
+) -> Source:
+    """The model at the address `model`, of the server at the path `root`. What it takes and gives is read first."""
+    exchange = Exchange(name, limits)
+    body = exchange("GET", model.geturl(), ENVELOPE).content
+    try:
+        metadata = inference.read_metadata(body)
+    except ValueError as error:
+        raise UserError(f"{name} does not say what it takes and gives: {error}") from None
+    for side, tensors in (("inputs", metadata.inputs), ("outputs", metadata.outputs)):
+        if tensors and len(tensors) > 1:
+            named = ", ".join(repr(tensor.name) for tensor in tensors)
+            raise UserError(f"{name} has the {side} {named[:200]}; allowed: one")
+    entry = metadata.inputs[0] if metadata.inputs else UNNAMED
+    output = metadata.outputs[0].name if metadata.outputs else None
+    if not entry.datatype.startswith("FP") or entry.datatype not in DATATYPES:
+        raise UserError(f"{name} takes values of type {entry.datatype!r}; allowed: FP16, FP32, FP64")
+    batch = fixed_batch(entry.shape, shape, limits, name)
+    binary = _has_binary(model._replace(path=root).geturl(), name, limits)
+    if entry.datatype == "FP16" and not binary:
+        raise UserError(f"{name} takes values of type 'FP16', which JSON has not; allowed without {BINARY}: FP32, FP64")
+    wanted: dict = {"outputs": [{"name": output}]} if output else {}
+    if binary:
+        wanted["parameters"] = {"binary_data_output": True}
+    url = model._replace(path=f"{model.path}/infer").geturl()
+
+    def ask(images: Tensor) -> np.ndarray:
+        values = filled(_float32(images).astype(DATATYPES[entry.datatype], copy=False), batch)
+        body, headers = inference.write_tensor("inputs", entry.name, values, binary, **wanted)
+        pixels = len(values) * images[0, 0].numel()
+        numbers = max(1, limits.pixel_bytes // 8) * pixels  # an answer of float64 has as many
+        most = max(limits.pixel_bytes * pixels, NUMBER * numbers) + ENVELOPE
+        answer = exchange("POST", url, most, body, **headers)
+        try:
+            array = inference.read_response(answer.content, answer.headers.get(JSON_LENGTH), numbers, output)
+        except ValueError as error:
+            raise UserError(f"{name} answers with something else than probabilities: {error}") from None
+        return unfilled(array, batch, len(images))
+
+    return Source(ask, name, "http", shows, batch)
 
 
-def _where(response: requests.Response) -> str:
-    return f" (to {response.headers['Location'][:200]!r})" if "Location" in response.headers else ""
+def _has_binary(server: str, name: str, limits: Limits) -> bool:
+    """Whether a server says that it takes tensors as bytes; one that says nothing does not."""
+    try:
+        answer = Exchange(name, limits.model_copy(update={"retries": 0}))("GET", server, ENVELOPE)
+        return BINARY in inference.extensions(answer.content)
+    except (UserError, ValueError):
+        return False
 
 
-def _reason(error: BaseException, timeout: float) -> str:
-    """Of what requests, urllib3 and the system wrap in one another, what the innermost says."""
-    inner: BaseException | None = error
-    while inner is not None:
-        error, links = inner, (getattr(inner, "reason", None), *inner.args, inner.__cause__)
-        inner = next((link for link in links if isinstance(link, Exception)), None)
-    if isinstance(error, (TimeoutError, TooSlow)):
-        return f"gives no answer within {timeout:g} s"
-    if isinstance(error, ssl.SSLError):
-        return f"has no certificate that can be verified: {error.reason}"
-    return f"cannot be asked, or breaks off its answer: {getattr(error, 'strerror', None) or type(error).__name__}"
+def _float32(images: Tensor) -> np.ndarray:
+    return images.contiguous().numpy().astype(np.float32, copy=False)

@@ -1,26 +1,41 @@
-"""ONNX files: a suspect's, opened as untrusted input, and a checkpoint written as one."""
+"""ONNX files: a suspect's, run in a process of its own as untrusted input, and a checkpoint written as one."""
 
 import hashlib
-import threading
-from collections.abc import Iterator
+import json
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
-from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
+import stealthmark
 from stealthmark import architecture
 from stealthmark.errors import UserError
 from stealthmark.files import whole
+from stealthmark.suspects.batch import filled, fixed_batch, unfilled
+from stealthmark.suspects.deadline import within
+from stealthmark.suspects.frames import ANSWER, DESCRIBED, JOB, NO_MEMORY, READY, REFUSED, read_frame, write_frame
+from stealthmark.suspects.npy import HEADER, from_npy
 from stealthmark.suspects.querier import Limits, Querier, Shows, Source
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 #: How far an exported file's probabilities may be from the network's.
 EXACT = 1e-5
+#: What an owner's own file may take.
+UNBOUND = Limits(timeout=86400, memory_bytes=2**50)
+#: The module that the process runs, and the seconds that it may take to start, which is not the file's doing.
+CHILD, START = "stealthmark.suspects.onnx_child", 120
+#: Bytes of a sentence, and of what a network says of its inputs and outputs.
+SENTENCE, DESCRIPTION = 4096, 1 << 20
 
 
 def source(
@@ -29,101 +44,151 @@ def source(
     """The network in `file`, for images of `shape` (C, H, W), whose answers are what `shows` says.
 
     A file that takes a fixed number of images is given that many, the last one repeated; its answers to those are dropped.
-    Runs on CUDA where `device` says so and onnxruntime can, else on the CPU.
+    Runs on CUDA where `device` says so and onnxruntime can, else on the CPU; in a process that is stopped when opening the
+    file, or an answer, takes longer than `limits.timeout`, and that takes `limits.memory_bytes` at most, where the system can
+    bound it.
     Raises UserError when the file is too large, is not ONNX, keeps weights in another file (which onnxruntime would read
-    from wherever the suspect says), has more than one input or output, or takes other images. Asking raises it when the
-    network cannot be run, or not within `limits.timeout`.
+    from wherever the suspect says), cannot be opened in time, has more than one input or output, or takes other images.
+    Asking raises it when the network cannot be run, or not in time; after that the file has to be opened again.
     """
-    content = _checked(file, limits.file_bytes)
-    session = _session(content, file, device)
-    for kind, tensors in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
-        if len(tensors) != 1 or not tensors[0].type.startswith("tensor("):
-            named = ", ".join(f"{tensor.name!r} {tensor.type}" for tensor in tensors) or "none"
-            raise UserError(f"{file} has the {kind} {named[:200]}; allowed: one tensor")
-    (entry,) = session.get_inputs()
-    if entry.type not in TYPES:
-        raise UserError(f"{file} takes values of type {entry.type}; allowed: {', '.join(TYPES)}")
-    # A dimension that is not a number is free.
-    fixed = [size if isinstance(size, int) else None for size in entry.shape]
-    if len(fixed) != 4 or any(size not in (None, side) for size, side in zip(fixed[1:], shape, strict=True)):
-        raise UserError(f"{file} takes images of shape {entry.shape}; allowed: a batch of {shape}")
-    batch = fixed[0]
-    if batch is not None and not 1 <= batch <= limits.batch:
-        raise UserError(f"{file} takes {batch} images at a time; allowed: any number, or one from 1 to {limits.batch}")
+    content = _content(file, limits.file_bytes)
+    process = _Process(file, limits)
+    try:
+        entry, batch = _checked(process.open(content, device), file, shape, limits)
+    except BaseException:
+        process.end()
+        raise
 
     def ask(images: Tensor) -> np.ndarray:
-        values = images.contiguous().numpy().astype(TYPES[entry.type], copy=False)
-        if batch is not None:
-            values = np.concatenate([values, np.repeat(values[-1:], batch - len(values), axis=0)])
-        answer = _run(session, {entry.name: values}, file, limits.timeout)
-        return answer[: len(images)] if answer.shape[:1] == (batch,) else answer
+        values = filled(images.contiguous().numpy().astype(TYPES[entry.type], copy=False), batch)
+        return unfilled(process.ask(values, limits.pixel_bytes * values[:, 0].size + HEADER), batch, len(images))
 
     return Source(ask, str(file), "onnx", shows, batch, hashlib.sha256(content).hexdigest())
 
 
-def _checked(file: Path, file_bytes: int) -> bytes:
+def _content(file: Path, file_bytes: int) -> bytes:
     try:
         if (size := file.stat().st_size) > file_bytes:
             raise UserError(f"{file} holds {size} bytes; allowed: {file_bytes}")
-        content = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
-    try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's own class, which onnx does not name
-        raise UserError(f"{file} is not an ONNX file: {_sentence(error)}") from None
-    for tensor in _tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-            raise UserError(
-                f"{file} keeps the tensor {tensor.name[:100]!r} in another file, {place[:100]!r}; allowed: all inside of it"
-            )
-    return content
 
 
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """Every tensor in an ONNX message, wherever it stands: initialisers, attributes, subgraphs, functions."""
-    if isinstance(message, onnx.TensorProto):
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.type == field.TYPE_MESSAGE:
-            for part in [value] if hasattr(value, "ListFields") else value:
-                yield from _tensors(part)
+class _Entry(BaseModel):
+    """An input or output of a network, as onnxruntime describes it. A side that is no number is free."""
+
+    name: str
+    type: str
+    shape: list[int | str | None]
 
 
-def _session(content: bytes, file: Path, device: torch.device) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # its errors are raised, and need not be printed too
-    options.intra_op_num_threads = torch.get_num_threads()
-    # What was checked is what is read: bytes that are ONNX may be onnxruntime's own format as well, and it prefers that.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    cuda = device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    providers = ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=providers)
-    except Exception as error:  # onnxruntime's errors have no base of their own
-        raise UserError(f"{file} cannot be opened: {_sentence(error)}") from None
+class _Network(BaseModel):
+    inputs: list[_Entry]
+    outputs: list[_Entry]
 
 
-def _run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray], file: Path, timeout: float) -> np.ndarray:
-    run = onnxruntime.RunOptions()
-    run.log_severity_level = 4
-    timer = threading.Timer(timeout, setattr, (run, "terminate", True))
-    timer.start()
-    try:
-        (answer,) = session.run(None, inputs, run)
-    except Exception as error:
-        if run.terminate:
-            raise UserError(f"{file} gives no answer within {timeout:g} s") from None
-        raise UserError(f"{file} cannot be run: {_sentence(error)}") from None
-    finally:
-        timer.cancel()
-    return answer
+def _checked(network: _Network, file: Path, shape: tuple[int, int, int], limits: Limits) -> tuple[_Entry, int | None]:
+    """A network's input, and how many images it takes at a time. Raises UserError where it takes or gives something else."""
+    for kind, tensors in (("inputs", network.inputs), ("outputs", network.outputs)):
+        if len(tensors) != 1 or not tensors[0].type.startswith("tensor("):
+            named = ", ".join(f"{tensor.name!r} {tensor.type}" for tensor in tensors) or "none"
+            raise UserError(f"{file} has the {kind} {named[:200]}; allowed: one tensor")
+    (entry,) = network.inputs
+    if entry.type not in TYPES:
+        raise UserError(f"{file} takes values of type {entry.type[:200]}; allowed: {', '.join(TYPES)}")
+    return entry, fixed_batch(entry.shape, shape, limits, str(file))
 
 
-def _sentence(error: Exception) -> str:
-    return ((str(error) or type(error).__name__).splitlines()[0])[:200]
+class _Process:
+    """The process that `file` runs in. It ends with this object, and with the process that made it.
+
+    What it sends is untrusted: it has read the file. Nothing that it sends is unpickled, and every reply has a length that is
+    checked before it is read.
+    """
+
+    def __init__(self, file: Path, limits: Limits):
+        self._file, self._limits = file, limits
+        self._ended: str | None = None  # why there are no answers any more
+        package = str(Path(stealthmark.__file__).parent.parent)
+        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        # numpy's threads would only take memory: onnxruntime has its own.
+        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", CHILD],
+            cwd="/",
+            env={**os.environ, **single, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for its parent to handle
+        )
+        self.end = weakref.finalize(self, _end, self._process)
+
+    def open(self, content: bytes, device: torch.device) -> _Network:
+        """Open the file's content: the network's inputs and outputs."""
+        self._reply("cannot be opened", START, {READY: 0})
+        job = {"memory": self._limits.memory_bytes, "threads": torch.get_num_threads(), "cuda": device.type == "cuda"}
+        reply = self._reply("cannot be opened", self._limits.timeout, {DESCRIBED: DESCRIPTION}, job, content)
+        try:
+            return _Network.model_validate_json(reply)
+        except ValidationError as error:
+            raise UserError(f"{self._file} cannot be opened: {error.errors()[0]['msg'][:200]}") from None
+
+    def ask(self, images: np.ndarray, most: int) -> np.ndarray:
+        """The answer to images (B, C, H, W), an array of at most `most` bytes, .npy header and all."""
+        job = {"dtype": images.dtype.str, "shape": images.shape, "most": most - HEADER}
+        values = np.ascontiguousarray(images).data.cast("B")
+        try:
+            return from_npy(self._reply("cannot be run", self._limits.timeout, {ANSWER: most}, job, values))
+        except ValueError as error:
+            raise UserError(f"{self._file} answers with something else than probabilities: {error}") from None
+
+    def _reply(
+        self, fails: str, seconds: float, most: Mapping[bytes, int], job: Mapping | None = None, content: Any = b""
+    ) -> bytes:
+        """The reply to a job, of a kind that `most` has. Raises UserError, a sentence that says what `fails`."""
+        if self._ended:
+            raise UserError(self._ended)
+        jobs, replies = self._process.stdin, self._process.stdout
+        assert jobs is not None and replies is not None
+
+        def talk() -> tuple[bytes, bytes]:
+            if job is not None:
+                write_frame(jobs, JOB, json.dumps(job).encode())
+                write_frame(jobs, JOB, content)
+            return read_frame(replies, {**most, REFUSED: SENTENCE})
+
+        try:
+            kind, reply = within(seconds, talk, self._process.kill)
+        except TimeoutError:
+            self._ended = f"{self._file} gives no answer within {seconds:g} s"
+        except (OSError, EOFError, ValueError):
+            self._process.kill()
+            self._ended = f"{self._file} {fails}: its process ended{_signal(self._process.wait())}; {self._bounded()}"
+        if self._ended:
+            raise UserError(self._ended)
+        if kind == REFUSED:
+            text = "".join(mark if mark.isprintable() else "?" for mark in reply.decode(errors="replace"))
+            raise UserError(f"{self._file} {text}" + f"; {self._bounded()}" * text.endswith(NO_MEMORY))
+        return reply
+
+    def _bounded(self) -> str:
+        return f"allowed: {self._limits.memory_bytes} bytes of memory"
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        with suppress(OSError):  # a job that was never read
+            if stream is not None:
+                stream.close()
+
+
+def _signal(status: int) -> str:
+    """What ended a process, after its exit status."""
+    return f" by {signal.Signals(-status).name}" if status < 0 else f" with the status {status}"
 
 
 class _Probabilities(nn.Module):
@@ -143,6 +208,8 @@ def export(folder: Path, file: Path) -> None:
     It takes `images` float (B, C, size, size) in [0, 1], B free, size the card's, and gives `probabilities` (B, size, size).
     Raises UserError when the folder is no checkpoint, the file cannot be written, or answers otherwise than the network.
     """
+    from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass  # which opening a suspect need not import
+
     network, card = architecture.load(folder, torch.device("cpu"))
     model = _Probabilities(network).eval()
     shape = (card["channels"], card["size"], card["size"])
@@ -160,7 +227,7 @@ def export(folder: Path, file: Path) -> None:
     ClearMetadataAndDocStringPass()(program.model)  # the lines of code that made it, with this machine's paths
     with whole(file) as partial:
         program.save(partial, external_data=False)
-        exported = Querier(source(partial, shape, torch.device("cpu"), Limits()))
+        exported = Querier(source(partial, shape, torch.device("cpu"), UNBOUND))
         with torch.inference_mode():
             difference = (exported(images) - model(images)).abs().max().item()
         if difference > EXACT:

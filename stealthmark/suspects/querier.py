@@ -38,7 +38,8 @@ class Limits(BaseModel):
     `batch`: images a request. `budget`: images in all, None for no end; what is still remembered costs nothing.
     `timeout`: seconds a request may take. `retries`: of a request to a service that does not answer (they count once).
     `pixel_bytes`: what an answer may weigh, a pixel of the image; two channels of float64 are 16. `file_bytes`: the largest
-    ONNX file opened. `remembered`: bytes of answers kept, float32; beyond it the oldest go, and asking again is a query.
+    ONNX file opened. `memory_bytes`: what the process that it runs in may take. `remembered`: bytes of answers kept, float32;
+    beyond it the oldest go, and asking again is a query.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +49,7 @@ class Limits(BaseModel):
     retries: int = Field(default=3, ge=0)
     pixel_bytes: int = Field(default=16, ge=1)
     file_bytes: int = Field(default=2**31 - 1, ge=1)  # protobuf's own limit
+    memory_bytes: int = Field(default=2**33, ge=1)
     remembered: int = Field(default=2**30, ge=0)
 
 
@@ -103,6 +105,11 @@ class Querier:
         for i, digest in enumerate(digests):
             in_order[i] = answers[digest]
         return in_order
+
+    def forget(self) -> None:
+        """Free the memory: asking again is a query. For whoever goes through many images, and is done with some."""
+        self._remembered.clear()
+        self._bytes = 0
 
     def _send(self, images: Tensor, digests: list[bytes], answers: dict[bytes, Tensor]) -> None:
         """Ask about new images, and put what comes back into `answers` and into the memory."""
