@@ -1,49 +1,51 @@
 """Datasets: the contract of a dataset plug-in, the split by group, and the arrays that training reads."""
 
+import contextlib
 import hashlib
 import inspect
-import mmap
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BeforeValidator
 
-from stealthmark import plugin_code, plugins
+from stealthmark import plugin_code, plugins, stored
 from stealthmark.errors import UserError
-from stealthmark.files import read_json, write_json
+from stealthmark.files import write_json
 from stealthmark.layout import MANIFEST
 from stealthmark.plugin import Plugin, make
 from stealthmark.progress import Progress, log
+from stealthmark.stored import CASES, IMAGES, MASKS, SHARES, Manifest, forget_pages
 
-#: The shares of groups: the owner trains on `owner`, fits detectors on `calibration`; the thief holds `attacker`
-#: (a third of all training groups); nobody trains on or chooses by `test`.
-SHARES = {"owner": 0.40, "calibration": 0.10, "attacker": 0.25, "test": 0.25}
+__all__ = ["SHARES", "Arrays", "CaseRef", "DataRoot", "DatasetContract", "LazyArray", "Manifest", "load", "prepare"]
+
 #: What `prepare` writes. `REQUEST` says what the others were made from.
-IMAGES, MASKS, CASES, REQUEST = "images.npy", "masks.npy", "cases.csv", "request.sha256"
+REQUEST = "request.sha256"
 WRITTEN = (IMAGES, MASKS, CASES, MANIFEST, REQUEST)
+#: Foreground in more than this share of all pixels is more often what surrounds the structure.
+MUCH_FOREGROUND = 0.5
+#: How many masks an error describes where all are empty.
+DESCRIBED = 3
+#: What an id must not hold: control characters, and what stands for the bytes of a file's name that is not UTF-8.
+NO_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-class Manifest(BaseModel):
-    """Where a dataset comes from and what may be done with it; printed in the report."""
+def _as_text(value: object) -> object:
+    """YAML reads `2024-01-05` as a date and `2024` as a number; as the name of a folder they are text."""
+    is_text = isinstance(value, int | float) or (isinstance(value, date) and not isinstance(value, datetime))
+    return str(value) if is_text and not isinstance(value, bool) else value
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    title: str
-    citation: str
-    licence: str
-    address: str
-    redistributable: bool
-    size: str
-    foreground: str
-    groups: str
-    split: str = "whole groups, drawn from the suite's seed; an official split, where there is one, is not used"
-    intensity: str = "8 bit, as stored"
+
+#: The type of the option that says where a dataset's files are.
+DataRoot = Annotated[Path, BeforeValidator(_as_text)]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class DatasetContract(Plugin):
         """One case: image uint8 (H, W, channels) and mask bool (H, W), at its own size or directly at `size` px."""
         raise NotImplementedError
 
+    def describe_mask(self, ref: CaseRef) -> str:
+        """What a case's mask holds before it is read as foreground, for the error that all masks are empty; "" if unknown."""
+        return ""
+
 
 class LazyArray:
     """Some rows of an array, in the order of `rows`, int (n,), as if they were an array of n. They stay where they are, on the
@@ -92,18 +98,8 @@ class LazyArray:
     def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
         """The rows of a slice, or those at `chosen`, int (m,), in memory."""
         rows = np.asarray(self._array[self._rows[chosen]])
-        _forget_pages(self._array)
+        forget_pages(self._array)
         return rows
-
-
-def _forget_pages(array: np.ndarray | LazyArray) -> None:
-    """Let go of the pages of a memory-mapped file that were read: they would count as this process's memory, up to the whole
-    file."""
-    owner: object = array
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        owner.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
@@ -176,17 +172,14 @@ def prepare(dataset: DatasetContract, size: int, seed: int, out: Path) -> None:
     """Decode the source once, into the arrays `images.npy`, `masks.npy`, and `cases.csv`, `manifest.json`, all in `out`.
 
     Cases are written one by one into memory-mapped files, so memory does not grow with the dataset. The folder appears whole
-    or not at all. The function returns at once when the folder holds what these options, size, seed, source files and code
-    give. Raises UserError for absent or inconsistent data and when the disk is full.
+    or not at all. The function returns at once when the folder holds, undamaged, what these options, size, seed, source files
+    and code give. Raises UserError for absent or inconsistent data, when all masks are empty, and when the disk is full.
     """
     refs = dataset.index(seed)
-    case_ids = [ref.case_id for ref in refs]
-    if len(set(case_ids)) != len(case_ids):
-        repeated = next(case_id for case_id in case_ids if case_ids.count(case_id) > 1)
-        raise UserError(f"the case_id {repeated!r} occurs more than once")
+    _check_ids(refs)
     shares = split((ref.group_id for ref in refs), seed)
     request = _request(dataset, refs, size, seed)
-    if all((out / name).exists() for name in WRITTEN) and (out / REQUEST).read_text() == request:
+    if _is_prepared(out, request):
         log(f"{out} is prepared already, with these options, size, seed, source files and code")
         return
     partial = out.with_name(out.name + ".partial")
@@ -199,11 +192,37 @@ def prepare(dataset: DatasetContract, size: int, seed: int, out: Path) -> None:
         _write(dataset, refs, shares, size, partial)
         (partial / REQUEST).write_text(request)
         out.mkdir(parents=True, exist_ok=True)
-        (out / REQUEST).unlink(missing_ok=True)  # what follows replaces file by file
+        for name in (REQUEST, stored.CHECKED):  # what follows replaces file by file
+            (out / name).unlink(missing_ok=True)
         for name in WRITTEN:
             os.replace(partial / name, out / name)
+        stored.note(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_prepared(out: Path, request: str) -> bool:
+    """Whether a folder holds what was asked for, undamaged."""
+    with contextlib.suppress(OSError):
+        if (out / REQUEST).read_bytes() == request.encode():
+            try:
+                stored.read(out)
+                return True
+            except UserError as error:
+                log(f"{error}: that is done now")
+    return False
+
+
+def _check_ids(refs: list[CaseRef]) -> None:
+    """Raises UserError for a case_id that occurs twice, and for an id that cannot be written as text."""
+    seen: set[str] = set()
+    for ref in refs:
+        if ref.case_id in seen:
+            raise UserError(f"the case_id {ref.case_id!r} occurs more than once")
+        seen.add(ref.case_id)
+        for text in (ref.case_id, ref.group_id):
+            if not text or NO_TEXT.search(text):
+                raise UserError(f"the id {text!r} is empty, or not text in UTF-8 on one line")
 
 
 def code_of(name: str) -> list[Path]:
@@ -220,17 +239,25 @@ def _request(dataset: DatasetContract, refs: list[CaseRef], size: int, seed: int
     digest.update(repr((dataset.options(), size, seed, SHARES)).encode())
     for ref in refs:
         digest.update(repr(ref).encode())
-        parts = ref.source if isinstance(ref.source, tuple) else (ref.source,)
-        for file in (part for part in parts if isinstance(part, Path)):
+        for file in _files_of(ref.source):
             digest.update(repr((file.stat().st_size, file.stat().st_mtime_ns)).encode())
     return digest.hexdigest()
+
+
+def _files_of(source: object) -> Iterator[Path]:
+    """The files in a case's source."""
+    if isinstance(source, Path):
+        yield source
+    elif isinstance(source, tuple):
+        for part in source:
+            yield from _files_of(part)
 
 
 def _write(dataset: DatasetContract, refs: list[CaseRef], shares: dict[str, str], size: int, folder: Path) -> None:
     channels = dataset.channels
     images = np.lib.format.open_memmap(folder / IMAGES, "w+", np.uint8, (len(refs), channels, size, size))
     masks = np.lib.format.open_memmap(folder / MASKS, "w+", np.uint8, (len(refs), size, size))
-    digest = hashlib.sha256()
+    digest, levels = hashlib.sha256(), np.zeros(256, np.int64)
     progress = Progress("prepare", len(refs), "cases")
     for row, ref in enumerate(refs):
         image, mask = dataset.read(ref, size)
@@ -238,6 +265,7 @@ def _write(dataset: DatasetContract, refs: list[CaseRef], shares: dict[str, str]
             raise UserError(f"case {ref.case_id}: the image is {image.shape[:2]} px and its mask {mask.shape} px")
         images[row], masks[row] = resize(image, mask, size)
         digest.update(images[row].tobytes() + masks[row].tobytes())
+        levels += np.bincount(images[row].ravel(), minlength=256)
         progress.step(row + 1)
     images.flush()
     masks.flush()
@@ -249,31 +277,38 @@ def _write(dataset: DatasetContract, refs: list[CaseRef], shares: dict[str, str]
             "foreground": [float(mask.mean()) for mask in masks],
         }
     )
+    _describe(dataset, refs, cases, np.flatnonzero(levels), size)
     cases.to_csv(folder / CASES, index=False)
-    manifest = {
-        **dataset.manifest.model_dump(),
-        "channels": channels,
-        "pixels": size,
-        "cases": len(refs),
-        "group_count": int(cases["group_id"].nunique()),
-        "share_cases": {name: int((cases["share"] == name).sum()) for name in SHARES},
-        "empty_masks": int((cases["foreground"] == 0).sum()),
-        "sha256": digest.hexdigest(),
-    }
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, stored.manifest_of(dataset.manifest, cases, channels, size, digest.hexdigest()))
+
+
+def _describe(dataset: DatasetContract, refs: list[CaseRef], cases: pd.DataFrame, levels: np.ndarray, size: int) -> None:
+    """Say in one line what the whole set holds: what is wrong with all of its masks shows in no single one.
+
+    Raises UserError when all masks are empty.
+    """
+    parts = cases["foreground"]
+    if (parts == 0).all():
+        described = "; ".join(filter(None, (dataset.describe_mask(ref) for ref in refs[:DESCRIBED])))
+        rule = dataset.manifest.foreground
+        raise UserError(
+            f"all {len(cases)} masks are empty at {size} px (foreground: {rule}){': ' * bool(described)}{described}"
+        )
+    log(
+        f"prepare: {len(cases)} cases in {cases['group_id'].nunique()} groups; foreground {parts.mean():.1%} of all pixels, "
+        f"{(parts == 0).sum()} empty masks; {len(levels)} grey levels, from {levels[0]} to {levels[-1]}"
+    )
+    if parts.mean() > MUCH_FOREGROUND:
+        log(f"WARNING: foreground is {parts.mean():.1%} of all pixels, more than half: it may be what surrounds the structure")
 
 
 def load(folder: Path) -> Arrays:
-    """A prepared dataset, memory-mapped. Raises UserError when the folder is not one that `prepare` wrote."""
-    try:
-        manifest = read_json(folder / MANIFEST)
-        images, masks = (np.load(folder / name, mmap_mode="r") for name in (IMAGES, MASKS))
-        cases = pd.read_csv(folder / CASES, dtype={"case_id": str, "group_id": str})
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} is not a prepared dataset: {Path(error.filename).name} is absent; run prepare first"
-        ) from None
-    return Arrays(images, masks, cases, manifest)
+    """A prepared dataset, memory-mapped.
+
+    Raises UserError when the folder is not one that `prepare` wrote, or when something in it changed since; the module
+    `stealthmark.stored` says what is checked, and when.
+    """
+    return Arrays(*stored.read(folder))
 
 
 def listing(data_root: Path) -> str:

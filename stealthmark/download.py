@@ -1,4 +1,9 @@
-"""Downloads of public datasets: resumed when broken off, checked against a pinned digest, unpacked whole or not."""
+"""Downloads of public datasets: resumed when broken off, checked against a pinned digest, unpacked whole or not.
+
+Written by hand: pooch, the usual library for this, begins a broken download anew, bounds neither what a server sends nor what
+an archive unpacks to, unpacks in place, and lets two processes download one set at once. It compares the archive's digest; of
+Kvasir-SEG none is published, so what is pinned here is the contents' digest.
+"""
 
 import errno
 import fcntl

@@ -11,9 +11,9 @@ from PIL import Image
 QUADRANTS = [[1, 2], [3, 0]]
 
 
-def write_nifti(path: Path, values: np.ndarray) -> None:
+def write_nifti(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine), path)
 
 
 def view(height: int, width: int) -> np.ndarray:

@@ -1,6 +1,8 @@
 """What every prepared dataset goes through: the code that it is made from, and shares that are read when they are asked for."""
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stealthmark import architecture, dataset, plugin_code, plugins
+from stealthmark import architecture, dataset, plugin_code, plugins, stored
 from stealthmark.dataset import Arrays, load, prepare
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
@@ -25,9 +27,9 @@ def names(files: list[Path]) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "files"),
     [
-        ("acdc", ["acdc.py", "_layout.py", "_nifti.py"]),
-        ("cvc-clinicdb", ["cvc_clinicdb.py", "_layout.py", "folder.py"]),
-        ("kvasir-seg", ["kvasir_seg.py", "folder.py"]),
+        ("acdc", ["acdc.py", "_layout.py", "_nifti.py", "_numbers.py"]),
+        ("cvc-clinicdb", ["cvc_clinicdb.py", "_layout.py", "_masks.py", "_numbers.py", "_pairing.py", "_pictures.py"]),
+        ("kvasir-seg", ["kvasir_seg.py", "_masks.py", "_numbers.py", "_pairing.py", "_pictures.py"]),
         ("phantom-cine", ["phantom_cine.py", "_drawing.py"]),
     ],
 )
@@ -78,7 +80,7 @@ from stealthmark.plugin import make
 folder = Path(dataset.__file__).parent / "datasets"
 sets = [make("dataset", {"name": name, "data_root": "data"}) for name in ("acdc", "camus", "kvasir-seg")]
 requests = []
-for name, line in ((None, ""), ("newcomer.py", "X = 1\\n"), ("_nifti.py", "X = 1\\n"), ("folder.py", "X = 1\\n")):
+for name, line in ((None, ""), ("newcomer.py", "X = 1\\n"), ("_nifti.py", "X = 1\\n"), ("_masks.py", "X = 1\\n")):
     if name:
         with (folder / name).open("a") as file:
             file.write(line)
@@ -92,11 +94,11 @@ def test_a_new_dataset_or_another_ones_helper_makes_no_prepared_set_stale(tmp_pa
     shutil.copytree(plugins.LIBRARY, tmp_path / "stealthmark", ignore=shutil.ignore_patterns("__pycache__"))
     argv = [sys.executable, "-c", WATCH_REQUESTS]
     ran = subprocess.run(argv, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True)
-    before, newcomer, nifti, folder = json.loads(ran.stdout)
+    before, newcomer, nifti, masks = json.loads(ran.stdout)
     assert len(set(before)) == 3
     assert newcomer == before
     assert [new != old for new, old in zip(nifti, newcomer, strict=True)] == [True, True, False]
-    assert [new != old for new, old in zip(folder, nifti, strict=True)] == [False, False, True]
+    assert [new != old for new, old in zip(masks, nifti, strict=True)] == [False, False, True]
 
 
 # --- shares
@@ -173,6 +175,258 @@ def test_chunks_are_all_cases_in_order(size, chunks):
     arrays = Arrays(np.zeros((4, 1, 2, 2)), np.zeros((4, 2, 2)), pd.DataFrame({"case_id": list("abcd")}), {})
     assert [(chunk.start, chunk.stop) for chunk in arrays.chunks(size)] == chunks
     assert list(Arrays(np.zeros((0, 1, 2, 2)), np.zeros((0, 2, 2)), pd.DataFrame({"case_id": []}), {}).chunks(size)) == []
+
+
+# --- what lies on the disk
+
+
+@pytest.fixture
+def copy(prepared, tmp_path) -> Path:
+    """A folder as `prepare` left it, some time ago."""
+    source = Path(prepared.images.filename).parent
+    shutil.copytree(source, tmp_path / "data")
+    (tmp_path / "data" / stored.CHECKED).unlink()
+    age(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def age(folder: Path) -> None:
+    for file in folder.iterdir():
+        state = file.stat()
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns - 10**10))
+
+
+def changed(file: str, old: bytes, new: bytes):
+    def spoil(folder: Path) -> None:
+        content = (folder / file).read_bytes()
+        assert old in content
+        (folder / file).write_bytes(content.replace(old, new, 1))
+
+    return spoil
+
+
+def byte(file: str, at: int, value: int):
+    def spoil(folder: Path) -> None:
+        content = bytearray((folder / file).read_bytes())
+        content[at] = value
+        (folder / file).write_bytes(content)
+
+    return spoil
+
+
+def array(file: str, values: np.ndarray):
+    return lambda folder: np.save(folder / file, values)
+
+
+def field(name: str, value: object):
+    """A manifest that holds something else, and no seal."""
+
+    def spoil(folder: Path) -> None:
+        manifest = {**json.loads((folder / "manifest.json").read_text()), name: value}
+        manifest.pop("seal", None)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return spoil
+
+
+def table(change):
+    def spoil(folder: Path) -> None:
+        cases = pd.read_csv(folder / "cases.csv", dtype=str)
+        change(cases).to_csv(folder / "cases.csv", index=False)
+
+    return spoil
+
+
+def with_value(column: str, row: int, value: object):
+    return table(lambda cases: cases.assign(**{column: [value if at == row else old for at, old in enumerate(cases[column])]}))
+
+
+def text(file: str, content: str):
+    return lambda folder: (folder / file).write_text(content)
+
+
+def with_masks_of_2(folder: Path) -> None:
+    """Somebody else's folder, whose digest fits."""
+    images, masks = (np.load(folder / name) for name in ("images.npy", "masks.npy"))
+    np.save(folder / "masks.npy", 2 * masks)
+    digest = hashlib.sha256(b"".join(image.tobytes() + mask.tobytes() for image, mask in zip(images, 2 * masks, strict=True)))
+    field("sha256", digest.hexdigest())(folder)
+
+
+DAMAGE = [
+    (lambda folder: (folder / "masks.npy").unlink(), "is not a prepared dataset: masks.npy is absent; run prepare first"),
+    (text("images.npy", ""), "images.npy is not an array: "),
+    (text("images.npy", "<html>"), "images.npy is not an array: "),
+    (byte("masks.npy", 6, 9), "masks.npy is not an array: "),
+    (byte("masks.npy", 12, 0), "masks.npy is not an array: "),
+    (changed("masks.npy", b"descr", b"descx"), "masks.npy is not an array: "),
+    (array("masks.npy", np.array([{}])), "masks.npy is not an array: "),
+    (array("masks.npy", np.zeros((36, 32, 32), bool)), "masks.npy holds bool of the shape .*; by manifest.json: uint8 of"),
+    (array("masks.npy", np.zeros((35, 32, 32), np.uint8)), r"of the shape \(35, 32, 32\); by manifest.json: uint8 of \(36"),
+    (array("images.npy", np.zeros((36, 3, 32, 32), np.float64)), "images.npy holds float64"),
+    (array("masks.npy", np.zeros((36, 32, 32), np.uint8)), "images.npy and masks.npy do not have the SHA-256"),
+    (byte("masks.npy", 3000, 2), "images.npy and masks.npy do not have the SHA-256"),
+    (with_masks_of_2, "masks.npy holds the value 2; allowed: 0 and 1"),
+    (byte("images.npy", 3000, 77), "images.npy and masks.npy do not have the SHA-256 in manifest.json: they are damaged"),
+    (text("manifest.json", "{"), "manifest.json is not JSON"),
+    (text("manifest.json", "[" * 100_000), "manifest.json is not JSON"),
+    (text("manifest.json", "{}"), "manifest.json: the field 'title' is missing"),
+    (field("pixels", "32"), "field 'pixels' has the value '32'"),
+    (field("channels", 2), "field 'channels' has the value 2"),
+    (field("sha256", "made up"), "field 'sha256' has the value 'made up'"),
+    (field("sha256", "0" * 64), "do not have the SHA-256"),
+    (field("size", None), "field 'size' has the value None"),
+    (field("shape", 1), "there is no field 'shape'"),
+    (field("cases", 35), r"holds uint8 of the shape \(36, 3, 32, 32\); by manifest.json: uint8 of \(35"),
+    (field("group_count", 13), "cases.csv gives the group_count 12; by manifest.json it is 13"),
+    (field("share_cases", {}), "cases.csv gives the share_cases"),
+    (field("empty_masks", 3), "cases.csv gives the empty_masks 0; by manifest.json it is 3"),
+    (text("cases.csv", ""), "cases.csv is no table of cases: "),
+    (
+        text("cases.csv", "case_id,group_id\n"),
+        "its columns are case_id, group_id; expected: case_id, group_id, share, foreground",
+    ),
+    (table(lambda cases: cases.assign(more="x")), "its columns are"),
+    (table(lambda cases: cases.iloc[:-1]), "cases.csv has 35 lines; by manifest.json there are 36 cases"),
+    (changed("cases.csv", b"\n", b"\nx,"), "a line has more than 4 fields|is no table"),
+    (with_value("case_id", 3, ""), "cases.csv has an empty case_id"),
+    (with_value("group_id", 3, ""), "cases.csv has an empty group_id"),
+    (with_value("case_id", 3, "p000-f0"), "cases.csv has the case_id 'p000-f0' more than once"),
+    (with_value("share", 3, "Test"), "cases.csv has the share 'Test'; allowed: owner, calibration"),
+    (with_value("group_id", 0, "p011"), "has the group 'p011' in more than one share|gives the share_cases|SHA"),
+    (with_value("foreground", 3, "much"), "has a foreground that is no number from 0 to 1"),
+    (with_value("foreground", 3, "nan"), "has a foreground that is no number from 0 to 1"),
+    (with_value("foreground", 3, "2"), "has a foreground that is no number from 0 to 1"),
+    (with_value("foreground", 3, "0.5"), "gives the foreground 0.5 in line 5; it is"),
+    (lambda folder: (folder / "cases.csv").write_bytes(b"\xff\xfe\x00"), "cases.csv is no table of cases"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "complaint"), DAMAGE)
+def test_a_damaged_folder_is_refused_in_a_sentence(copy, spoil, complaint):
+    spoil(copy)
+    with pytest.raises(UserError, match=complaint) as caught:
+        load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "nowhere", tmp_path / "file", tmp_path):
+        with pytest.raises(UserError):
+            load(folder)
+
+
+@pytest.fixture
+def hashed(monkeypatch) -> list[Path]:
+    """The folders whose arrays were hashed."""
+    folders, check = [], stored._check_arrays
+    monkeypatch.setattr(stored, "_check_arrays", lambda folder, *more: folders.append(folder) or check(folder, *more))
+    return folders
+
+
+def test_arrays_are_hashed_when_they_are_opened_for_the_first_time(copy, prepared, hashed):
+    assert_same(load(copy), prepared)
+    assert hashed == [copy]
+    assert_same(load(copy), prepared)
+    assert hashed == [copy]
+    os.utime(copy / "masks.npy")
+    load(copy)
+    assert hashed == [copy] * 2
+
+
+def test_what_was_written_just_now_is_hashed_until_it_settles(copy, hashed):
+    """A change in the same moment would leave the time of change as it was."""
+    os.utime(copy / "masks.npy")
+    load(copy)
+    load(copy)
+    assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("name", ["masks.npy", "images.npy"])
+def test_a_change_after_the_check_is_seen(copy, name):
+    load(copy)
+    byte(name, 3000, 1 if name == "masks.npy" else 200)(copy)
+    with pytest.raises(UserError, match="SHA-256"):
+        load(copy)
+
+
+def test_another_name_in_the_table_is_seen_once_it_was_noted(copy):
+    load(copy)
+    changed("cases.csv", b"p003-f1", b"p003-f7")(copy)
+    with pytest.raises(UserError, match="cases.csv has changed since it was written; prepare it again"):
+        load(copy)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"images.npy": 3}', "\udcff"])
+def test_a_note_that_says_nothing_is_as_none(copy, prepared, hashed, content):
+    (copy / stored.CHECKED).write_bytes(content.encode(errors="surrogateescape"))
+    assert_same(load(copy), prepared)
+    assert hashed == [copy]
+
+
+def test_a_folder_that_cannot_be_written_to_is_read(copy, prepared, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(stored.tempfile, "NamedTemporaryFile", refuse)
+    assert_same(load(copy), prepared)
+    assert not (copy / stored.CHECKED).exists()
+
+
+def test_preparing_again_mends_what_is_damaged(tmp_path, capsys):
+    phantom = make("dataset", {"name": "phantom-endoscopy", "groups": 8, "cases_per_group": 1})
+    prepare(phantom, 16, 1, tmp_path / "data")
+    sound = (tmp_path / "data/masks.npy").read_bytes()
+    byte("masks.npy", 300, 1)(tmp_path / "data")
+    prepare(phantom, 16, 1, tmp_path / "data")
+    assert (tmp_path / "data/masks.npy").read_bytes() == sound
+    assert "prepare it again: that is done now" in capsys.readouterr().err
+    prepare(phantom, 16, 1, tmp_path / "data")
+    assert "is prepared already" in capsys.readouterr().err
+
+
+def test_a_set_is_described_in_one_line(tmp_path, capsys):
+    phantom = make("dataset", {"name": "phantom-cine", "groups": 8, "cases_per_group": 2})
+    prepare(phantom, 32, 1, tmp_path / "data")
+    cases = load(tmp_path / "data").cases
+    line = f"prepare: 16 cases in 8 groups; foreground {cases['foreground'].mean():.1%} of all pixels, "
+    line += f"{(cases['foreground'] == 0).sum()} empty masks; "
+    err = capsys.readouterr().err
+    assert line in err and "grey levels, from 0 to" in err and "WARNING" not in err
+
+
+class Made:
+    """Masks of one value, everywhere."""
+
+    name, channels, manifest = "made", 1, make("dataset", {"name": "phantom-cine"}).manifest
+
+    def __init__(self, value: bool, described: str = ""):
+        self.value, self.described = value, described
+
+    def options(self) -> dict:
+        return {}
+
+    def index(self, seed: int) -> list[dataset.CaseRef]:
+        return [dataset.CaseRef(str(number), str(number), number) for number in range(8)]
+
+    def read(self, ref: dataset.CaseRef, size: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((4, 4, 1), 10 * ref.source, np.uint8), np.full((4, 4), self.value)
+
+    def describe_mask(self, ref: dataset.CaseRef) -> str:
+        return self.described
+
+
+def test_much_foreground_is_a_warning_and_none_an_error(tmp_path, capsys):
+    prepare(Made(True), 4, 1, tmp_path / "full")
+    err = capsys.readouterr().err
+    assert "foreground 100.0% of all pixels, 0 empty masks; 8 grey levels, from 0 to 70" in err
+    assert "WARNING: foreground is 100.0% of all pixels, more than half" in err
+    with pytest.raises(UserError, match=r"^all 8 masks are empty at 4 px \(foreground: left-ventricular [^)]*\)$"):
+        prepare(Made(False), 4, 1, tmp_path / "empty")
+    with pytest.raises(UserError, match="^all 8 masks are empty at 4 px .*: a; a; a$"):
+        prepare(Made(False, "a"), 4, 1, tmp_path / "empty")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["full"]
 
 
 # --- imports

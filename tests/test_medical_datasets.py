@@ -1,9 +1,11 @@
 """The datasets that a person registers for: small sets in their publishers' layouts, and the real ones where they are."""
 
+import gzip
 import os
 import re
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,7 @@ from layouts import WRITERS, fundus, view, write_acdc, write_avi, write_camus, w
 from PIL import Image
 
 from stealthmark import cli
-from stealthmark.dataset import Arrays, load, prepare
+from stealthmark.dataset import Arrays, CaseRef, load, prepare
 from stealthmark.datasets import acdc, cvc_clinicdb, echonet_dynamic, refuge
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
@@ -188,8 +190,8 @@ def test_acdc_can_leave_out_slices_without_foreground_and_counts_them(tmp_path, 
 def test_acdc_is_prepared_with_patients_whole_and_each_volume_decoded_once(tmp_path, monkeypatch):
     write_acdc(tmp_path / "data")
     decoded = []
-    voxels = acdc._nifti.voxels
-    monkeypatch.setattr(acdc._nifti, "voxels", lambda path: decoded.append(path) or voxels(path))
+    volume = acdc._nifti.volume
+    monkeypatch.setattr(acdc._nifti, "volume", lambda path: decoded.append(path) or volume(path))
     prepare(named("acdc", tmp_path / "data"), 16, 1, tmp_path / "out")
     assert len(decoded) == len(set(decoded)) == 8 * 2 * 2
     arrays = load(tmp_path / "out")
@@ -264,6 +266,54 @@ def test_acdc_volumes_have_three_axes(tmp_path):
     for end in ("", "_gt"):
         write_nifti(training / f"patient003/patient003_frame12{end}.nii.gz", np.zeros((20, 24), np.uint8))
     with pytest.raises(UserError, match=re.escape("has the shape (20, 24); expected: three axes")):
+        named("acdc", tmp_path).index(0)
+
+
+def write_scaled(path: Path, labels: np.ndarray) -> None:
+    """Labels as whole numbers times a factor, which come back almost whole."""
+    image = nibabel.Nifti1Image(np.zeros(labels.shape, np.int16), np.eye(4))
+    image.header.set_slope_inter(3 / 32767, 0)
+    image.header.set_data_dtype(np.int16)
+    content = bytearray(image.to_bytes())
+    raw = np.round(labels * (32767 / 3)).astype(np.int16).tobytes(order="F")
+    content[352 : 352 + len(raw)] = raw
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+def test_acdc_labels_that_are_almost_whole_are_rounded(tmp_path):
+    training = write_acdc(tmp_path)
+    labels = np.repeat(view(24, 20).T[:, :, None], 3, axis=2)
+    path = training / "patient001" / "patient001_frame01_gt.nii.gz"
+    write_scaled(path, labels)
+    stored = np.unique(np.asarray(nibabel.load(path).dataobj))
+    assert len(stored) == 4 and not set(stored.tolist()) <= {0, 1, 2, 3}, "this test shows nothing"
+    dataset = named("acdc", tmp_path, foreground="rv")
+    assert np.array_equal(dataset.read(dataset.index(0)[0], 96)[1], view(24, 20) == 1)
+
+
+@pytest.mark.parametrize("name", ["acdc", "camus"])
+@pytest.mark.parametrize(
+    ("affine", "fits"),
+    [(np.diag([-1, 1, 1, 1]), False), (np.diag([1, 1, 2, 1]), None), (np.eye(4) + 1e-6, True)],
+)
+def test_labels_must_lie_on_their_image(tmp_path, name, affine, fits):
+    root = WRITERS[name](tmp_path)
+    image = sorted(root.glob("*/*_gt.nii.gz"))[0]
+    write_nifti(image, np.asarray(nibabel.load(image).dataobj), affine)
+    if fits or (fits is None and name == "camus"):  # a single frame has no third axis to differ along
+        named(name, tmp_path).index(0)
+        return
+    with pytest.raises(UserError, match="have different affines: their corners are .* mm apart, so that the mask may be mir"):
+        named(name, tmp_path).index(0)
+
+
+def test_acdc_volumes_larger_than_memory_are_refused_by_their_headers(tmp_path):
+    training = write_acdc(tmp_path)
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((2048, 2048, 512))
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    (training / "patient003" / IMAGE).write_bytes(gzip.compress(header.binaryblock + bytes(1000)))
+    with pytest.raises(UserError, match=f"{IMAGE} has the shape .* 2147 million voxels of .*; allowed: up to 268 million"):
         named("acdc", tmp_path).index(0)
 
 
@@ -499,6 +549,34 @@ def test_cvc_clinicdb_names_a_bad_file(tmp_path, spoil, complaint):
         prepare(named("cvc-clinicdb", tmp_path / "data"), 16, 1, tmp_path / "out")
 
 
+def test_cvc_clinicdb_copies_as_png_have_masks_with_grey_edges(tmp_path):
+    folder = write_cvc_clinicdb(tmp_path, ending=".png")
+    soft = np.zeros((18, 24), np.uint8)
+    soft[:9, :12], soft[9, :12], soft[:9, 12] = 250, 90, 160
+    Image.fromarray(soft).save(folder / "Ground Truth" / "31.png")
+    dataset = named("cvc-clinicdb", tmp_path)
+    mask = dataset.read(dataset.index(0)[3], 96)[1]
+    assert np.array_equal(mask, soft > 127) and mask[0, 12] and not mask[9, 0]
+    soft[:, :5] = 100
+    Image.fromarray(soft).save(folder / "Ground Truth" / "31.png")
+    with pytest.raises(UserError, match="31.png is not binary: .*; allowed: near 0 and near 255 where values are blurred"):
+        dataset.read(dataset.index(0)[3], 96)
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+@pytest.mark.parametrize("name", ["cvc-clinicdb", "kvasir-seg"])
+def test_no_message_names_an_option_that_this_loader_lacks(tmp_path, name, ending):
+    plugin = make("dataset", {"name": name, "data_root": tmp_path})
+    for values in ((0, 1), (0, 1, 2), (0, 90, 255), (3, 9)):
+        path = tmp_path / f"mask{ending}"
+        Image.fromarray(np.resize(np.array(values, np.uint8), (8, 8)).repeat(4, axis=0)).save(path)
+        Image.new("RGB", (8, 32)).save(tmp_path / "image.png")
+        try:
+            plugin.read(CaseRef("case", "group", (tmp_path / "image.png", path)), 96)
+        except UserError as error:
+            assert "option" not in str(error) and "foreground" not in str(error)
+
+
 @pytest.mark.parametrize("frame", [0, 613])
 def test_cvc_clinicdb_frames_are_1_to_612(tmp_path, frame):
     write_cvc_clinicdb(tmp_path, (1, frame))
@@ -534,6 +612,12 @@ def test_echonet_dynamic_decodes_a_video_once(tmp_path, monkeypatch):
     monkeypatch.setattr(echonet_dynamic.av, "open", lambda file, **how: opened.append(file) or real_open(file, **how))
     prepare(named("echonet-dynamic", tmp_path / "data"), 16, 1, tmp_path / "out")
     assert len(opened) == len(set(opened)) == 8
+
+
+def test_echonet_dynamic_frames_larger_than_the_publishers_are_refused(tmp_path):
+    write_avi(tmp_path / "large.avi", [1], side=1300)
+    with pytest.raises(UserError, match="large.avi has frames of 1300 x 1300 px; allowed: up to 1500000 pixels"):
+        echonet_dynamic.decoded(tmp_path / "large.avi", (0,))
 
 
 def test_echonet_dynamic_outline_by_hand():

@@ -20,7 +20,9 @@ from PIL import Image
 
 from stealthmark import download, plugins
 from stealthmark.dataset import load, prepare
-from stealthmark.datasets import folder, kvasir_seg
+from stealthmark.datasets import _pictures, kvasir_seg
+from stealthmark.datasets._masks import Rule, read_mask
+from stealthmark.datasets._pictures import read_image
 from stealthmark.download import contents_digest, extract, fetch, obtain
 from stealthmark.errors import UserError
 from stealthmark.plugin import make
@@ -363,7 +365,7 @@ def test_kvasir_masks_ring_and_are_thresholded(tmp_path):
     write_pairs(tmp_path)
     values = np.unique(np.asarray(Image.open(tmp_path / "masks" / "case0.jpg")))
     assert len(values) > 2, "the fixture's masks do not ring, so that this test shows nothing"
-    assert np.array_equal(folder.read_mask(tmp_path / "masks" / "case0.jpg"), disc())
+    assert np.array_equal(read_mask(tmp_path / "masks" / "case0.jpg"), disc())
 
 
 def test_kvasir_is_downloaded_on_first_use_only(tmp_path, published, capsys):
@@ -634,7 +636,8 @@ DEEP_MASK = Image.fromarray(disc().astype(np.uint16) * 1000)
     ],
 )
 def test_masks_of_every_kind(tmp_path, image, foreground):
-    assert np.array_equal(folder.read_mask(saved(tmp_path / "m.png", image), foreground), disc())
+    rule = Rule(foreground and (foreground,))
+    assert np.array_equal(read_mask(saved(tmp_path / "m.png", image), rule), disc())
 
 
 def levels(*values: int) -> Image.Image:
@@ -653,24 +656,24 @@ def levels(*values: int) -> Image.Image:
         (Image.new("RGB", (9, 9), (255, 0, 0)), "m.png", None, "is in colour"),
         (Image.new("RGB", (9, 9), (255, 0, 0)), "m.jpg", None, "is in colour"),
         (Image.new("RGBA", (9, 9), (0, 0, 0, 128)), "m.png", None, "is transparent in places"),
-        (Image.new("F", (9, 9)), "m.tif", None, "has the pixel type 'F'; allowed"),
+        (Image.new("CMYK", (9, 9)), "m.tif", None, "has the pixel type 'CMYK'; allowed: grey or palette"),
     ],
 )
 def test_unexpected_mask_values_are_listed(tmp_path, image, name, foreground, complaint):
     with pytest.raises(UserError, match=f"the mask .*{name} {complaint}"):
-        folder.read_mask(saved(tmp_path / name, image), foreground)
+        read_mask(saved(tmp_path / name, image), Rule(foreground and (foreground,)))
 
 
 def test_foreground_chooses_one_of_several_values(tmp_path):
     mask = saved(tmp_path / "m.png", levels(0, 1, 2))
-    assert np.array_equal(folder.read_mask(mask, 2), np.asarray(levels(0, 1, 2)) == 2)
+    assert np.array_equal(read_mask(mask, Rule((2,))), np.asarray(levels(0, 1, 2)) == 2)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_of_every_8_bit_kind(tmp_path, mode, channels):
     image = picture(0).convert(mode)
-    pixels = folder.read_image(saved(tmp_path / "i.png", image), channels)
+    pixels = read_image(saved(tmp_path / "i.png", image), channels)
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels.squeeze(), np.asarray(image.convert("L" if channels == 1 else "RGB")))
     assert pixels.shape == (SIDE, SIDE, channels)
@@ -679,24 +682,24 @@ def test_images_of_every_8_bit_kind(tmp_path, mode, channels):
 @pytest.mark.parametrize("name", ["i.png", "i.tif"])
 def test_16_bit_images_are_scaled_by_their_own_range(tmp_path, name):
     deep = np.array([[100, 1100], [600, 4100]], np.uint16)
-    pixels = folder.read_image(saved(tmp_path / name, Image.fromarray(deep)), 3)
+    pixels = read_image(saved(tmp_path / name, Image.fromarray(deep)), 3)
     assert pixels[:, :, 0].tolist() == [[0, 64], [32, 255]]
     assert (pixels == pixels[:, :, :1]).all()
     flat = saved(tmp_path / name, Image.fromarray(np.full((2, 2), 9, np.uint16)))
-    assert not folder.read_image(flat, 1).any()
+    assert not read_image(flat, 1).any()
 
 
 def test_images_of_other_kinds_are_refused(tmp_path):
-    with pytest.raises(UserError, match="has the pixel type 'CMYK'; allowed: 8-bit grey"):
-        folder.read_image(saved(tmp_path / "i.jpg", picture(0).convert("CMYK")), 3)
-    with pytest.raises(UserError, match="holds 2 pictures; allowed: one"):
-        folder.read_image(saved(tmp_path / "i.tif", picture(0), save_all=True, append_images=[picture(1)]), 3)
+    with pytest.raises(UserError, match="has the pixel type 'CMYK'; allowed: grey, RGB"):
+        read_image(saved(tmp_path / "i.jpg", picture(0).convert("CMYK")), 3)
+    with pytest.raises(UserError, match="holds several pictures; allowed: one"):
+        read_image(saved(tmp_path / "i.tif", picture(0), save_all=True, append_images=[picture(1)]), 3)
     exif = Image.Exif()
-    exif[folder.EXIF_ORIENTATION] = 6
+    exif[_pictures.EXIF_ORIENTATION] = 6
     with pytest.raises(UserError, match="has the EXIF orientation 6; allowed: 1"):
-        folder.read_image(saved(tmp_path / "o.jpg", picture(0), exif=exif), 3)
-    with pytest.raises(UserError, match=r"i.gif is not an image; allowed: PNG"):
-        folder.read_image(saved(tmp_path / "i.gif", picture(0)), 3)
+        read_image(saved(tmp_path / "o.jpg", picture(0), exif=exif), 3)
+    with pytest.raises(UserError, match=r"i.webp is not an image; allowed: PNG"):
+        read_image(saved(tmp_path / "i.webp", picture(0)), 3)
 
 
 GROUPS = "case_id,group_id\n" + "".join(f"case{n},p{n // 2}\n" for n in range(16))

@@ -8,6 +8,7 @@ an answer cost with each network, `--suite` the default suite alone.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -269,7 +270,7 @@ def examine_made_up(count: int) -> None:
     import pandas as pd
     import torch
 
-    from stealthmark import architecture
+    from stealthmark import architecture, stored
     from stealthmark.layout import Place
     from stealthmark.method import Detector
     from stealthmark.plugin import make
@@ -282,14 +283,21 @@ def examine_made_up(count: int) -> None:
         rng, shape = np.random.default_rng(0), (count, 1, CASE_SIZE, CASE_SIZE)
         images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
         masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (count, CASE_SIZE, CASE_SIZE))
-        for start in range(0, count, 1000):
-            part = slice(start, start + 1000)
-            images[part] = rng.integers(0, 256, images[part].shape, dtype=np.uint8)
-            masks[part, 8:20, 10:24] = 1
+        masks[:, 8:20, 10:24] = 1
+        digest = hashlib.sha256()
+        for row in range(count):
+            images[row] = rng.integers(0, 256, shape[1:], dtype=np.uint8)
+            digest.update(images[row].tobytes() + masks[row].tobytes())
         numbers = [str(number) for number in range(count)]
-        cases = pd.DataFrame({"case_id": numbers, "group_id": numbers, "share": "test", "foreground": 0.16})
+        parts = {"case_id": numbers, "group_id": numbers, "share": "test", "foreground": float(masks[0].mean())}
+        cases = pd.DataFrame(parts)
         cases.to_csv(folder / "cases.csv", index=False)
-        (folder / "manifest.json").write_text(json.dumps({"sha256": "made up"}))
+        made_up = stored.Manifest(
+            **dict.fromkeys(("title", "citation", "licence", "address", "size", "foreground", "groups"), "made up"),
+            redistributable=True,
+        )
+        manifest = stored.manifest_of(made_up, cases, 1, CASE_SIZE, digest.hexdigest())
+        (folder / "manifest.json").write_text(json.dumps(manifest))
         options = {"name": "unet", "weights": "random"}
         model = make("architecture", options).build(1, pretrained=False, size=CASE_SIZE).eval()
         architecture.save(model, architecture.card_for(options, 1, CASE_SIZE), folder / "model")

@@ -1,13 +1,12 @@
 """ACDC: cine cardiac MR of 100 patients, short-axis slices at end-diastole and end-systole, obtained by registration."""
 
 import re
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from stealthmark.dataset import CaseRef, DatasetContract, Manifest
+from stealthmark.dataset import CaseRef, DataRoot, DatasetContract, Manifest
 from stealthmark.datasets import _nifti
 from stealthmark.datasets._layout import Layout
 from stealthmark.errors import UserError
@@ -42,7 +41,7 @@ class Dataset(DatasetContract):
     """
 
     channels = 1
-    data_root: Path = Path("data")
+    data_root: DataRoot = Path("data")
     foreground: Literal["lv", "myocardium", "rv", "heart"] = "lv"
     slices: Literal["all", "with-foreground"] = "all"
     crop: Literal["none", "centre"] = "none"
@@ -100,16 +99,11 @@ class Dataset(DatasetContract):
 
 
 # Slices are read in order, so that the last volume decoded is the one that the next slice needs.
-@lru_cache(maxsize=2)
+@_nifti.remembered(1)
 def _bytes(path: Path) -> np.ndarray:
-    """uint8, of the volume's shape, between its `PERCENTILES`. Raises UserError for a volume without contrast."""
-    values = _nifti.voxels(path).astype(np.float32)
-    low, high = np.percentile(values, PERCENTILES)
-    if not high > low:
-        raise UserError(f"{path} has no contrast: its percentiles {PERCENTILES} are {low:g} and {high:g}")
-    return np.rint((values - low).clip(0, high - low) * (255 / (high - low))).astype(np.uint8)
+    return _nifti.grey(path, PERCENTILES)
 
 
-@lru_cache(maxsize=2)
+@_nifti.remembered(1)
 def _labels(path: Path) -> np.ndarray:
     return _nifti.labels(path, LABELS)

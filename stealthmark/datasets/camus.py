@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from stealthmark.dataset import CaseRef, DatasetContract, Manifest
+from stealthmark.dataset import CaseRef, DataRoot, DatasetContract, Manifest
 from stealthmark.datasets import _nifti
 from stealthmark.datasets._layout import Layout
 from stealthmark.errors import UserError
@@ -27,7 +27,7 @@ class Dataset(DatasetContract):
     """
 
     channels = 1
-    data_root: Path = Path("data")
+    data_root: DataRoot = Path("data")
     view: Literal["4CH", "2CH"] = "4CH"
     foreground: Literal["lv", "myocardium", "atrium"] = "lv"
 
@@ -75,8 +75,5 @@ class Dataset(DatasetContract):
 
     def read(self, ref: CaseRef, size: int) -> tuple[np.ndarray, np.ndarray]:
         image, truth = ref.source
-        values, labels = _nifti.voxels(image), _nifti.labels(truth, LABELS)
-        if not (values.min() >= 0 and values.max() <= 255):
-            raise UserError(f"{image} holds values from {values.min():g} to {values.max():g}; allowed: 0 to 255")
-        values, labels = (frame.reshape(frame.shape[:2]).T for frame in (np.rint(values).astype(np.uint8), labels))
-        return values[:, :, None], labels == FOREGROUND[self.foreground]
+        pixels, labels = (frame.reshape(frame.shape[:2]).T for frame in (_nifti.bytes_of(image), _nifti.labels(truth, LABELS)))
+        return pixels[:, :, None], labels == FOREGROUND[self.foreground]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stealthmark.dataset import CaseRef, DatasetContract, Manifest
+from stealthmark.dataset import CaseRef, DataRoot, DatasetContract, Manifest
 from stealthmark.datasets._layout import Layout
-from stealthmark.datasets.folder import paired, read_pair
+from stealthmark.datasets._masks import Rule, read_pair
+from stealthmark.datasets._pairing import paired
 from stealthmark.errors import UserError
 
 LAYOUT = Layout(
@@ -24,10 +25,15 @@ STARTS = (1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298)
 STARTS += (318, 343, 364, 384, 409, 429, 448, 467, 479, 504, 529, 547, 572, 592)
 
 
+#: The masks of copies as PNG have grey edges: 138 of 612.
+MASKS = Rule(blurred=True)
+
+
 class Dataset(DatasetContract):
     """CVC-ClinicDB in the publisher's layout, `<data_root>/cvc-clinicdb/CVC-ClinicDB/{Original,Ground Truth}/N.tif`.
 
-    `data_root` may also point deeper; copies as PNG are read too. Frames of one sequence show one polyp and stay together.
+    `data_root` may also point deeper; copies as PNG are read too, their masks above half of white. Frames of one sequence show
+    one polyp and stay together.
     """
 
     manifest = Manifest(
@@ -42,7 +48,7 @@ class Dataset(DatasetContract):
         groups="sequence: 29 of them, by the publisher's ranges of frames",
     )
     channels = 3
-    data_root: Path = Path("data")
+    data_root: DataRoot = Path("data")
 
     def present(self) -> bool:
         return LAYOUT.find(self.data_root) is not None
@@ -56,7 +62,7 @@ class Dataset(DatasetContract):
         return [CaseRef(case, f"sequence{sequence(int(case)):02d}", files[case]) for case in sorted(files, key=int)]
 
     def read(self, ref: CaseRef, size: int) -> tuple[np.ndarray, np.ndarray]:
-        return read_pair(*ref.source, channels=3, foreground=None)
+        return read_pair(*ref.source, channels=3, rule=MASKS)
 
 
 def sequence(frame: int) -> int:

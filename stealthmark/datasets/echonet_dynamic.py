@@ -10,7 +10,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stealthmark.dataset import CaseRef, DatasetContract, Manifest
+from stealthmark.dataset import CaseRef, DataRoot, DatasetContract, Manifest
 from stealthmark.datasets._layout import Layout
 from stealthmark.errors import UserError
 from stealthmark.progress import log
@@ -25,6 +25,8 @@ LAYOUT = Layout(
 COLUMNS = ("FileName", "X1", "Y1", "X2", "Y2", "Frame")
 #: The outline is drawn this many times as large, so that its edge falls between pixels as it was traced.
 FINER = 8
+#: What a frame may hold at most, whatever its file claims; the publisher's hold a hundredth of it.
+MAX_PIXELS = 1_500_000
 
 
 class Dataset(DatasetContract):
@@ -48,7 +50,7 @@ class Dataset(DatasetContract):
         split="whole videos, drawn from the suite's seed; the publisher's column Split is not used",
     )
     channels = 1
-    data_root: Path = Path("data")
+    data_root: DataRoot = Path("data")
 
     def present(self) -> bool:
         return LAYOUT.find(self.data_root) is not None
@@ -138,6 +140,10 @@ def decoded(video: Path, frames: tuple[int, ...]) -> dict[int, np.ndarray]:
     images, count = {}, 0
     try:
         with av.open(str(video), format="avi") as container:
+            codec = container.streams.video[0].codec_context
+            if codec.width * codec.height > MAX_PIXELS:
+                raise UserError(f"{video} has frames of {codec.width} x {codec.height} px; allowed: up to {MAX_PIXELS} pixels")
+            codec.options = {"max_pixels": str(MAX_PIXELS)}  # also of frames that are larger than the header says
             for count, frame in enumerate(container.decode(video=0)):
                 if count in frames:
                     images[count] = frame.to_ndarray(format="gray")

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from stealthmark.dataset import CaseRef, DatasetContract, Manifest
-from stealthmark.datasets.folder import pairs, read_pair
+from stealthmark.dataset import CaseRef, DataRoot, DatasetContract, Manifest
+from stealthmark.datasets._masks import read_pair
+from stealthmark.datasets._pairing import paired
 from stealthmark.download import Source, obtain
 from stealthmark.errors import UserError
 from stealthmark.progress import log
 
 FOLDER = "kvasir-seg"
+JPEG = frozenset({".jpg"})
 SOURCE = Source(
     title="Kvasir-SEG",
     address="https://datasets.simula.no/downloads/kvasir-seg.zip",
@@ -47,7 +49,7 @@ class Dataset(DatasetContract):
         groups="no patient ids are published: each image is its own group",
     )
     channels = 3
-    data_root: Path = Path("data")
+    data_root: DataRoot = Path("data")
     download: bool = True
 
     def present(self) -> bool:
@@ -59,11 +61,11 @@ class Dataset(DatasetContract):
             root = self._download()
         elif not SOURCE.matches(root):
             log(f"kvasir-seg: {root} is not the publisher's complete set of 1000 pairs; using it as it is")
-        files = pairs(root, frozenset({".jpg"}))
+        files = paired(root / "images", root / "masks", JPEG, JPEG)
         return [CaseRef(case, case, pair) for case, pair in files.items()]
 
     def read(self, ref: CaseRef, size: int) -> tuple[np.ndarray, np.ndarray]:
-        return read_pair(*ref.source, channels=3, foreground=None)
+        return read_pair(*ref.source, channels=3)
 
     def _root(self) -> Path | None:
         """The folder that holds `images/` and `masks/`; one of the two is enough, the other is then reported absent."""

@@ -5,9 +5,11 @@ from typing import Literal
 
 import numpy as np
 
-from stealthmark.dataset import CaseRef, DatasetContract, Manifest
+from stealthmark.dataset import CaseRef, DataRoot, DatasetContract, Manifest
 from stealthmark.datasets._layout import Layout
-from stealthmark.datasets.folder import check_sizes, mask_values, paired, read_image
+from stealthmark.datasets._masks import check_sizes, mask_values
+from stealthmark.datasets._pairing import paired
+from stealthmark.datasets._pictures import read_image
 from stealthmark.errors import UserError
 
 CLASSES = ("Glaucoma", "Non-Glaucoma")
@@ -36,7 +38,7 @@ class Dataset(DatasetContract):
     """
 
     channels = 3
-    data_root: Path = Path("data")
+    data_root: DataRoot = Path("data")
     foreground: Literal["disc", "cup"] = "disc"
 
     @property

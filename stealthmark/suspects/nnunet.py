@@ -5,6 +5,7 @@ import hashlib
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from stealthmark.files import read_json
 from stealthmark.suspects.querier import Source
 
 PLANS, DATASET = "plans.json", "dataset.json"
+#: How a checkpoint that was saved under numpy 1 names the function that numpy 2 calls `numpy._core.multiarray.scalar`.
+SCALAR_OF_NUMPY_1 = "numpy.core.multiarray.scalar"
 #: Where the classes that a plan names may come from: a suspect's files may name any.
 TRUSTED = ("dynamic_network_architectures.", "torch.nn.")
 
@@ -105,8 +108,9 @@ def _described(file: Path) -> dict:
 
 def _opened(file: Path) -> tuple[dict, str]:
     """nnU-Net's checkpoint, which holds tensors, plain values and numpy's numbers (of its training curves), and its SHA-256."""
-    scalar = np.core.multiarray.scalar  # type: ignore[attr-defined]
-    numbers = [scalar, np.dtype, *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64))]
+    scalar: Any = np.float64().__reduce__()[0]  # what makes a number of numpy's from its bytes
+    kinds = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)]
+    numbers = [scalar, (scalar, SCALAR_OF_NUMPY_1), np.dtype, *kinds]
     try:
         with file.open("rb") as stream, torch.serialization.safe_globals(numbers):
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
