@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stealthmark import plugin_code
 from stealthmark.errors import UserError
-from stealthmark.files import read_json, whole, write_json
+from stealthmark.files import check, read_json, whole, write_json
 from stealthmark.layout import CARD, WEIGHTS
 from stealthmark.plugin import Plugin, describe_error, make
 
@@ -120,6 +120,10 @@ def foreground(model: Callable[[Tensor], Tensor], images: Tensor, classes: Itera
     return structure_log_odds(model(images), classes)
 
 
+#: More pixels a side than any network here is trained at; some networks grow with it.
+LARGEST = 4096
+
+
 class Card(BaseModel):
     """What a checkpoint says of itself: enough to rebuild the network, nothing about a mark."""
 
@@ -127,7 +131,7 @@ class Card(BaseModel):
     format: Literal[1] = 1
     architecture: dict
     channels: Literal[1, 3]
-    size: int
+    size: int = Field(ge=1, le=LARGEST, strict=True)
 
 
 def card_for(architecture: dict, channels: int, size: int) -> dict:
@@ -172,6 +176,7 @@ def load(folder: Path, device: torch.device) -> tuple[nn.Module, dict]:
             f"the weights in {folder} are not those of the architecture {card['architecture']['name']!r} that the card "
             f"names: {len(others)} tensors differ, {others[0]} the first"
         )
+    check(folder / WEIGHTS)  # last: what is wrong with the file itself says more
     model.load_state_dict(state)
     return model.to(device).eval(), card
 

@@ -24,6 +24,7 @@ from pydantic import (
 import stealthmark
 from stealthmark import codes
 from stealthmark.evidence import conformal_p, detect
+from stealthmark.files import seal_of
 from stealthmark.method import Key
 from stealthmark.metrics import clustered_rate
 from stealthmark.pages import many, p_text
@@ -244,6 +245,11 @@ class Certificate(Part):
         if self.verdict != carried:
             raise ValueError(f"the verdict is {self.verdict!r}, but the facts carry {carried!r}: {self.reasons}")
         return self
+
+    @computed_field
+    @property
+    def seal(self) -> str:
+        return seal_of(self.model_dump(mode="json", exclude=set(type(self).model_computed_fields)))
 
     @computed_field
     @property

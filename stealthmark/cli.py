@@ -1,4 +1,8 @@
-"""The command line: one sub-command a stage. Only the parser is here; `commands` holds what it runs."""
+"""The command line: one sub-command a stage. Only the parser is here; `commands` holds what it runs.
+
+Errors end in `main`, in ten lines. Click and Typer need as many, and want errors that derive from theirs: then the library
+could not be used without a command line.
+"""
 
 import argparse
 import errno

@@ -1,6 +1,5 @@
 """Evidence of all runs -> rows: per-case scores become the tidy table from which every table and figure is made."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pandas as pd
 from stealthmark import codes, metrics
 from stealthmark.errors import UserError
 from stealthmark.evidence import conformal_p, detect, holm, inside_p, owned
-from stealthmark.files import write_json
+from stealthmark.files import field_of, read_arrays, read_json, read_table, sha256_of, write_json
 from stealthmark.layout import (
     CASES,
     CLAIMS,
@@ -37,10 +36,13 @@ from stealthmark.provenance import provenance
 from stealthmark.seeds import derive
 from stealthmark.suite import BENCHMARK_VERSION, Suite
 
+REMEDY = "examine the suspect again"
 QUALITY = (*metrics.SEGMENTATION, *metrics.CALIBRATION)
 PLACE = list(Place._fields)
 #: How a row was read: what was asked, by what it was read, of how many images together, from how many queries each.
 HOW = ["query", "reader", "pooled", "queries"]
+#: The columns of a case that every table of evidence has.
+ASKED = ["case_id", "group_id"]
 #: What of a case a detector has to do with.
 DETECTED = ["score_triggered", "score_benign", "threshold"]
 COLUMNS = [
@@ -90,7 +92,8 @@ def collate(suite: Suite, results: Path) -> None:
     cases[order + [column for column in cases if column not in order]].to_parquet(results / CASES, index=False)
     if pools:
         pd.concat(pools, ignore_index=True).to_parquet(results / POOL, index=False)
-    write_json(results / PROVENANCE, provenance(suite, results))
+    files = {name: sha256_of(results / name) for name in (ROWS, CASES)}
+    write_json(results / PROVENANCE, {**provenance(suite, results), "files": files})
 
 
 def _cell(row: dict) -> Cell:
@@ -123,13 +126,13 @@ class _Evidence:
                 continue
             evidence.failures += [
                 {**failed, "access": suite.access[0]}
-                for failed in summary["failures"]
+                for failed in _failures(summary, suspect_folder(folder, place) / EVIDENCE)
                 # Another method's mark that failed has a row of its own; here the pool is one smaller, and says so.
                 if not (failed["role"] == NULL and null_kind(failed["member"]) == OTHER_METHOD)
             ]
             cases = suspect_folder(folder, place) / CASES
             if cases.exists():
-                tables.append(pd.read_parquet(cases))
+                tables.append(_table(cases, [*PLACE, *ASKED]))
         evidence.marked = cell.method != CLEAN
         if suite.claims and suite.pool(cell.method):
             tables += evidence._read_claims(claims_folder(folder), suite.access[0])
@@ -145,14 +148,14 @@ class _Evidence:
     def _read_claims(self, folder: Path, access: str) -> list[pd.DataFrame]:
         """The cases of the stolen model under others' claims, if any; a row a claim where these could not be examined."""
         try:
-            status = json.loads((folder / EVIDENCE).read_text())["status"]
+            status = field_of(read_json(folder / EVIDENCE), "status", str, folder / EVIDENCE)
         except FileNotFoundError:
             raise UserError(f"{folder / EVIDENCE} is absent: the claims have not been examined") from None
         if status != "ok":
             self.failures += [{**Place(claim, access=access)._asdict(), "status": status} for claim in CLAIMS]
         elif (folder / POOL).exists():
-            self.pool = pd.read_parquet(folder / POOL)
-            return [pd.read_parquet(folder / CASES)]
+            self.pool = _table(folder / POOL, ["claim", "member", "access", "score"])
+            return [_table(folder / CASES, [*PLACE, *ASKED])]
         return []
 
 
@@ -163,10 +166,45 @@ def _summary(folder: Path, place: Place) -> dict:
     for card in (job, own):
         if not card.exists():
             raise UserError(f"{card} is absent: the suspect has not been examined")
-        summary = json.loads(card.read_text())
-        if summary["status"] != "ok":
+        summary = read_json(card)
+        if field_of(summary, "status", str, card) != "ok":
             break
     return summary
+
+
+def _failures(summary: dict, card: Path) -> list[dict]:
+    """The suspects that a card lists as failed: where each stands, and its status."""
+    listed = field_of(summary, "failures", list, card)
+    for failed in listed:
+        if not (isinstance(failed, dict) and {*PLACE, "status"} <= failed.keys() and isinstance(failed["member"], str)):
+            raise UserError(f"{card}: field 'failures' lists {str(failed)[:100]}; allowed: a place and a status; {REMEDY}")
+    return listed
+
+
+def _table(file: Path, columns: list[str]) -> pd.DataFrame:
+    """A table of evidence. Raises UserError where it is absent, lacks a column, or holds what is of another kind."""
+    try:
+        table = read_table(file, columns)
+    except FileNotFoundError:
+        raise UserError(f"{file} is absent; {REMEDY}") from None
+    if "foreground" not in table and any(metric in table for metric in QUALITY):
+        raise UserError(f"{file} lacks the column foreground; {REMEDY}")
+    numbers = [
+        "strength",
+        "foreground",
+        "score",
+        "bit_error",
+        *QUALITY,
+        *(f"{metric}_triggered" for metric in QUALITY),
+        *DETECTED,
+    ]
+    for name in ("case_id", "group_id", "role", "attack", "access", "claim"):
+        if name in table and not table[name].map(lambda value: isinstance(value, str)).all():
+            raise UserError(f"{file}: the column {name!r} holds what is no text; {REMEDY}")
+    for name in numbers:
+        if name in table and not (pd.api.types.is_numeric_dtype(table[name]) or table[name].isna().all()):
+            raise UserError(f"{file}: the column {name!r} holds no numbers; {REMEDY}")
+    return table
 
 
 def _measured(cases: pd.DataFrame, seed: int) -> Iterator[dict]:
@@ -271,16 +309,22 @@ def _explained(suite: Suite, study: Study, cell: Cell) -> Iterator[dict]:
     for place in suite.explained(cell):
         folder = suspect_folder(study.explanations(cell), place)
         try:
-            summary = json.loads((folder / EXPLANATIONS).read_text())
+            summary = read_json(folder / EXPLANATIONS)
         except FileNotFoundError:
             raise UserError(f"{folder / EXPLANATIONS} is absent: the suspect has not been explained") from None
-        if summary["status"] != "ok":
-            yield {**place._replace(access=suite.access[0])._asdict(), "status": summary["status"]}
+        status = field_of(summary, "status", str, folder / EXPLANATIONS)
+        if status != "ok":
+            yield {**place._replace(access=suite.access[0])._asdict(), "status": status}
             continue
-        yield from ({**failed, "access": suite.access[0]} for failed in summary["failures"])
-        with np.load(folder / MAPS, allow_pickle=False) as maps:
-            side = len(maps["payload"]) if "payload" in maps else 0
-        table = pd.read_parquet(folder / CASES)
+        yield from ({**failed, "access": suite.access[0]} for failed in _failures(summary, folder / EXPLANATIONS))
+        try:
+            maps = read_arrays(folder / MAPS)
+        except FileNotFoundError:
+            raise UserError(f"{folder / MAPS} is absent; {REMEDY}") from None
+        side = len(np.atleast_1d(maps["payload"])) if "payload" in maps else 0
+        table = _table(folder / CASES, [])
+        if len(table):
+            table = _table(folder / CASES, [*PLACE, *HOW, "group_id", "bit_error", "decoded"])
         for values, cases in table.groupby([*PLACE, *HOW], sort=False, dropna=False) if len(table) else ():
             how = dict(zip([*PLACE, *HOW], values, strict=True))
             groups, wrong = cases["group_id"].to_numpy(), cases["bit_error"]
@@ -300,9 +344,11 @@ def _scanned(suite: Suite, study: Study) -> Iterator[dict]:
                 for place in suite.scanned(cell):
                     file = study.scan(cell, place.role, place.member, entry.label) / SCAN
                     try:
-                        scans[cell, place] = json.loads(file.read_text())
+                        scans[cell, place] = scan = read_json(file)
                     except FileNotFoundError:
                         raise UserError(f"{file} is absent: the model has not been scanned") from None
+                    if field_of(scan, "status", str, file) == "ok":
+                        field_of(scan, "score", (int, float), file)
             nulls = [
                 scan["score"]
                 for (_, place), scan in scans.items()

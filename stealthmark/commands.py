@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from stealthmark import layout
 from stealthmark.errors import UserError
-from stealthmark.files import read_json, write_json
+from stealthmark.files import FILES, read_json, sums, write_json
 from stealthmark.plugin import describe_error
 from stealthmark.progress import log
 from stealthmark.seeds import SECRET_BITS
@@ -242,10 +242,15 @@ def _compute(args: argparse.Namespace, card: str, needs: list[Path], run: "Calla
 
     started = time.monotonic()
     status = next((status for need in needs if (status := status_of(need)) != "ok"), "ok")
+    note = args.out / layout.RUN
+    before = note.read_bytes() if note.is_file() else None
     if status == "ok":
         try:
+            note.unlink(missing_ok=True)  # what it lists is being replaced
             run(choose(args.device, args.threads))
         except UserError:
+            if before is not None:
+                note.write_bytes(before)
             raise
         except Exception as error:
             if not args.record_failure or getattr(error, "errno", None) == errno.ENOSPC:
@@ -256,11 +261,12 @@ def _compute(args: argparse.Namespace, card: str, needs: list[Path], run: "Calla
         print(status, file=sys.stderr)
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / card, {"status": status})
-    _note_run(args, started, status)
+    _note_run(args, started, status, listed=True)
 
 
-def _note_run(args: argparse.Namespace, started: float, status: str = "ok") -> None:
-    """`run.json` beside a stage's card: what was run, how it ended, for how long and with how much memory."""
+def _note_run(args: argparse.Namespace, started: float, status: str = "ok", listed: bool = False) -> None:
+    """`run.json` beside a stage's card: what was run, how it ended, for how long and with how much memory; where `listed`, the
+    SHA-256 of the tables, arrays and weights that it wrote."""
     import resource  # not at the top: Windows has none, and gets one sentence from `cli`
 
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux, bytes on macOS
@@ -271,7 +277,7 @@ def _note_run(args: argparse.Namespace, started: float, status: str = "ok") -> N
         "core_seconds": round(time.process_time(), 2),  # which other jobs on the machine lengthen less
         "peak_mb": round(memory / (2**20 if sys.platform == "darwin" else 1024)),
     }
-    write_json(args.out / layout.RUN, note)
+    write_json(args.out / layout.RUN, {**note, FILES: sums(args.out)} if listed else note)
 
 
 def _without(words: list[str], *arguments: str) -> list[str]:

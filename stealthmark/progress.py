@@ -1,4 +1,8 @@
-"""What a stage says of itself while it works: plain lines to standard error, where its log is."""
+"""What a stage says of itself while it works: plain lines to standard error, where its log is.
+
+Not tqdm, which draws one line over and over: in a log that is one endless line of carriage returns. Not rich, which prints
+nothing into a file until the end.
+"""
 
 import sys
 import time

@@ -1,6 +1,5 @@
 """Provenance: what a study's tables rest on."""
 
-import json
 import os
 import platform
 import shutil
@@ -8,6 +7,8 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from stealthmark.errors import UserError
+from stealthmark.files import field_of, read_json
 from stealthmark.layout import MANIFEST, RUN, Study, suspect_folder
 from stealthmark.suite import BENCHMARK_VERSION, Suite
 
@@ -33,7 +34,7 @@ def provenance(suite: Suite, results: Path) -> dict:
     """Code, configuration, data, packages, machine, time and the command of every suspect; and what the plug-ins say of
     themselves, which is all that tables and figures know of them."""
     study = Study(results)
-    datasets = {entry.label: json.loads((study.data(entry.label) / MANIFEST).read_text()) for entry in suite.datasets}
+    datasets = {entry.label: _manifest(study.data(entry.label) / MANIFEST) for entry in suite.datasets}
     # Members of the null pool are examined by one command.
     commands = {
         "/".join(map(str, (*cell, place.text))): _run(suspect_folder(study.evidence(cell), place))
@@ -79,11 +80,22 @@ def _hardware() -> dict:
     return {"cpu": model, "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
 
 
+def _manifest(file: Path) -> dict:
+    try:
+        return read_json(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} is absent: the dataset has not been prepared") from None
+
+
 def _stages(results: Path) -> dict[str, dict[str, float]]:
     """Per stage's folder: jobs, seconds in all and the largest job's memory in MB, from the `run.json` files."""
     stages = {}
     for stage in ("data", "models", "suspects", "evidence", "explanations", "scans"):
-        runs = [_run(file.parent) for file in sorted((results / stage).rglob(RUN))]
+        folders = [file.parent for file in sorted((results / stage).rglob(RUN))]
+        runs = [_run(folder) for folder in folders]
+        for folder, run in zip(folders, runs, strict=True):
+            for name in ("seconds", "peak_mb"):
+                field_of(run, name, (int, float), folder / RUN)
         stages[stage] = {
             "jobs": len(runs),
             "seconds": round(sum(run["seconds"] for run in runs), 1),
@@ -93,5 +105,8 @@ def _stages(results: Path) -> dict[str, dict[str, float]]:
 
 
 def _run(folder: Path) -> dict:
-    file = folder / RUN
-    return json.loads(file.read_text()) if file.exists() else {}
+    """The note of a run; empty where there is none."""
+    try:
+        return read_json(folder / RUN)
+    except FileNotFoundError:
+        return {}

@@ -1,7 +1,7 @@
 """What a suite sets: the schedule of a training, the plan of claims, the plan of explanations. No torch here."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -9,6 +9,8 @@ from stealthmark import codes
 
 #: Options of a schedule that came later, and their values before that: a run that has these is the run it was.
 USUAL = {"precision": "float32", "settled": 0}
+#: YAML's `yes` and `true` are no number.
+Whole = Annotated[int, Field(strict=True)]
 
 
 class Schedule(BaseModel):
@@ -26,11 +28,11 @@ class Schedule(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    epochs: int = Field(default=16, ge=1)
-    steps: int | None = Field(default=None, ge=1)
-    batch: int = Field(default=16, ge=2)
-    lr: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=1e-2, ge=0)
+    epochs: Whole = Field(default=16, ge=1)
+    steps: Whole | None = Field(default=None, ge=1)
+    batch: Whole = Field(default=16, ge=2)
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=1e-2, ge=0, allow_inf_nan=False)
     decay: Literal["cosine", "constant"] = "cosine"
     precision: Literal["float32", "bfloat16"] = "float32"
     settled: float = Field(default=0, ge=0, lt=1)
@@ -64,10 +66,10 @@ class ClaimPlan(BaseModel):
     pixel, found in `steps` steps on a surrogate. `images`: how many of the owner's images a claim is queried with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    keys: int = Field(default=20, ge=1)
+    keys: Whole = Field(default=20, ge=1)
     epsilon: float = Field(default=8 / 255, gt=0, le=1)
-    steps: int = Field(default=100, ge=1)
-    images: int = Field(default=100, ge=1)
+    steps: Whole = Field(default=100, ge=1)
+    images: Whole = Field(default=100, ge=1)
 
 
 class ExplanationPlan(BaseModel):
@@ -79,9 +81,9 @@ class ExplanationPlan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     code: str = "OWNER1"
     kind: Literal["micro", "qr"] = "micro"
-    images: int = Field(default=3, ge=1)
-    queries: int = Field(default=512, ge=2)
-    tries: int = Field(default=1, ge=1)
+    images: Whole = Field(default=3, ge=1)
+    queries: Whole = Field(default=512, ge=2)
+    tries: Whole = Field(default=1, ge=1)
     quantity: Literal["background-level", "foreground-mean", "foreground-fraction"] = "foreground-mean"
 
     @model_validator(mode="after")

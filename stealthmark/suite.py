@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,8 @@ from stealthmark.settings import ClaimPlan, ExplanationPlan, Schedule
 BENCHMARK_VERSION = __version__
 #: The kinds of plug-in that a suite lists.
 KINDS = ("dataset", "architecture", "method", "attack", "scanner")
+#: More values than this are in no suite.
+LARGEST = 10**5
 
 
 class Entry(BaseModel):
@@ -30,7 +33,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
-    label: Annotated[str, Field(pattern=f"^{layout.LABEL}$")]
+    label: Annotated[str, Field(pattern=f"^{layout.LABEL}$", max_length=100)]
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +74,13 @@ def _access(level: str) -> str:
     return level
 
 
+def _printable(title: str) -> str:
+    if any(unicodedata.category(character) == "Cc" and not character.isspace() for character in title):
+        raise ValueError("it has control characters, which no page can print")
+    return title
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Entries = Annotated[list[Entry], AfterValidator(_unique)]
 
 
@@ -81,22 +91,22 @@ class Nulls(BaseModel):
     `other_keys` models that another owner marked with the same method on the attacker's share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    count: int = Field(ge=1, le=999)
+    count: int = Field(ge=1, le=999, strict=True)
     fraction: float = Field(default=0.7, gt=0, le=1)
     training: Schedule | None = None
     architectures: Entries = []
-    other_keys: int = Field(default=0, ge=0, le=99)
+    other_keys: int = Field(default=0, ge=0, le=99, strict=True)
 
 
 class Suite(BaseModel):
     """A suite. `seed` is the root of all randomness; `seeds` are the replicates; `size` is in px."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    suite: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
-    title: str
-    seed: int = Field(ge=0)
-    seeds: Annotated[list[int], AfterValidator(_once)] = Field(min_length=1)
-    size: int = Field(ge=32, le=1024)
+    suite: Annotated[str, Field(pattern=r"^[a-z0-9-]+$", max_length=100)]
+    title: Annotated[str, AfterValidator(_printable)]
+    seed: Seed
+    seeds: Annotated[list[Seed], AfterValidator(_once)] = Field(min_length=1)
+    size: int = Field(ge=32, le=1024, strict=True)
     datasets: Entries = Field(min_length=1)
     architectures: Entries = Field(min_length=1)
     methods: Entries = Field(min_length=1)
@@ -224,10 +234,43 @@ def parse(content: dict, source: str = "the suite") -> Suite:
     return suite
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads YAML as `yaml.safe_load` does, but for a field that is there twice, of which that takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names: set[str] = set()
+        for name, _ in node.value:
+            if name.value == "<<" or not isinstance(name, yaml.ScalarNode):
+                continue
+            if name.value in names:
+                raise yaml.MarkedYAMLError(problem=f"the field {name.value!r} is there twice", problem_mark=name.start_mark)
+            names.add(name.value)
+        return super().construct_mapping(node, deep)
+
+
+def _size(value: object, sizes: dict[int, int]) -> int:
+    """How many values there are in a mapping or a list, those that an anchor repeats counted as often as they are repeated.
+
+    Raises ValueError where it holds itself.
+    """
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = -1
+        parts = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_size(part, sizes) for part in parts)
+    if sizes[id(value)] < 0:
+        raise ValueError("an anchor holds itself")
+    return sizes[id(value)]
+
+
 def read(path: Path) -> Suite:
     """A suite from its file."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        if _size(content, {}) > LARGEST:
+            raise ValueError(f"it holds more than {LARGEST} values")
+        json.dumps(content, default=str, ensure_ascii=False).encode()  # YAML can spell characters that UTF-8 has not
     except FileNotFoundError:
         raise UserError(f"there is no suite at {path}") from None
     except OSError as error:
@@ -235,7 +278,18 @@ def read(path: Path) -> Suite:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not YAML: it is not text in UTF-8") from None
     except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {_problem(error)}") from None
+    except RecursionError:
+        raise UserError(f"{path} is not YAML: it is nested too deep") from None
+    except (ValueError, TypeError, OverflowError) as error:  # of dates and numbers that there are none of, of odd field names
         raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a mapping of fields")
     return parse(content, str(path))
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return str(error).splitlines()[0]

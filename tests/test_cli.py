@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from stealthmark import cli, commands, suite
+from stealthmark.files import read_json
 from stealthmark.layout import Place, Study, job_folder
 from stealthmark.method import Key
 
@@ -356,6 +357,8 @@ def test_weights_that_are_not_finite_yield_no_verdict(place, clean, tmp_path, re
     tensors = load_file(clean / "model.safetensors")
     last = [name for name in tensors if name.endswith("segmentation_head.0.bias")][0]
     save_file(tensors | {last: torch.full_like(tensors[last], torch.nan)}, clean / "model.safetensors")
+    assert "has changed since it was written" in refused(*examining(place, clean, tmp_path / "out"))
+    (clean / "run.json").unlink()
     assert "not finite" in refused(*examining(place, clean, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -578,7 +581,7 @@ def lost_mark(place, tmp_path) -> pd.DataFrame:
 
 def test_a_lost_mark_is_one_row_with_its_status_and_hides_nothing_else(lost_mark, tmp_path):
     status = r"failed: the loss became (nan|inf) at step \d+ \(epoch 1\)"
-    card = json.loads((tmp_path / "models/phantom-endoscopy/unet/0/badnets/card.json").read_text())
+    card = read_json(tmp_path / "models/phantom-endoscopy/unet/0/badnets/card.json")
     assert list(card) == ["status"]
     failed, fine = lost_mark[lost_mark.method == "badnets"], lost_mark[lost_mark.method == "clean"]
     assert len(failed) == 1 and failed.status.str.fullmatch(status).all() and failed.value.isna().all()
@@ -587,7 +590,7 @@ def test_a_lost_mark_is_one_row_with_its_status_and_hides_nothing_else(lost_mark
     evidence = [f"evidence/{of}/evidence.json" for of in ("stolen/none", "stolen/prune", "independent/none")]
     for name in ("suspects/prune/index.json", *evidence):
         kind, _, file = name.partition("/")
-        handed_on = json.loads((tmp_path / kind / "phantom-endoscopy/unet/0/badnets" / file).read_text())
+        handed_on = read_json(tmp_path / kind / "phantom-endoscopy/unet/0/badnets" / file)
         assert handed_on == card, name
     assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("state"))
     run_note = json.loads((tmp_path / "models/phantom-endoscopy/unet/0/badnets/run.json").read_text())
@@ -645,7 +648,7 @@ def test_a_scanners_score_and_a_failure_of_its_model(place, tmp_path):
     (tmp_path / "lost").mkdir()
     (tmp_path / "lost/card.json").write_text('{"status": "failed: the loss became nan"}')
     assert run("scan", *scanning, "--model", tmp_path / "lost", "--out", tmp_path / "none") == 0
-    assert json.loads((tmp_path / "none/scan.json").read_text()) == {"status": "failed: the loss became nan"}
+    assert read_json(tmp_path / "none/scan.json") == {"status": "failed: the loss became nan"}
 
 
 def test_another_null_model_gives_another_detector_of_the_same_model(place, tmp_path):
@@ -673,7 +676,7 @@ def test_a_null_model_that_failed_fails_the_mark(place, tmp_path):
     (tmp_path / "card.json").write_text('{"status": "failed: it was"}')
     marking = ["--data", place / "data", "--clean", place / "clean", "--method", "badnets", "--record-failure"]
     assert run("mark", *marking, "--null", tmp_path, "--out", tmp_path / "none", "--key", tmp_path / "none.json") == 0
-    assert json.loads((tmp_path / "none/card.json").read_text()) == {"status": "failed: it was"}
+    assert read_json(tmp_path / "none/card.json") == {"status": "failed: it was"}
 
 
 def test_a_certificate_is_a_command_of_its_own(place, tmp_path, refused, capsys):

@@ -451,3 +451,56 @@ def test_a_code_that_does_not_fit_and_an_empty_pool_are_refused():
         parse(content(explanations={"code": "MUCH TOO LONG"}))
     with pytest.raises(UserError, match="nulls.count.*greater than or equal to 1"):
         parse(content(nulls={"count": 0}))
+
+
+# --- odd YAML ---------------------------------------------------------------------------------------------------------
+
+LINES = yaml.safe_dump(CONTENT)
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n" for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+)
+ODD = {
+    "a title that is a date": (LINES.replace("title: For tests", "title: 2024-01-05"), "'title' has the value datetime.date"),
+    "a dataset that is a number": (LINES.replace("- phantom-cine", "- 2024"), "'datasets.1' has the value 2024"),
+    "a date that there is none of": (LINES.replace("For tests", "2024-13-45"), "is not YAML: month must be in 1..12"),
+    "a seed of thousands of digits": (LINES.replace("seed: 1\n", f"seed: {'9' * 5000}\n"), "is not YAML: Exceeds the limit"),
+    "a seed of hundreds of digits": (LINES.replace("seed: 1\n", f"seed: {'9' * 400}\n"), "'seed' has the value 999"),
+    "a seed that is true": (LINES.replace("seed: 1\n", "seed: yes\n"), "'seed' has the value True"),
+    "a seed that is text": (LINES.replace("seed: 1\n", "seed: '1'\n"), "'seed' has the value '1'"),
+    "seeds below 0": (LINES.replace("seeds:\n- 0", "seeds:\n- -4"), "'seeds.0' has the value -4"),
+    "a rate that is no number": (LINES.replace("epochs: 1", "epochs: 1\n  lr: .nan"), "'training.lr' has the value nan"),
+    "a rate without end": (LINES.replace("epochs: 1", "epochs: 1\n  lr: .inf"), "'training.lr' has the value inf"),
+    "epochs that are true": (LINES.replace("epochs: 1", "epochs: true"), "'training.epochs' has the value True"),
+    "a strength that is no number": (LINES.replace("- 0.5", "- .nan"), "'strengths' has the value [nan]"),
+    "a field twice": (LINES + "seed: 3\n", "the field 'seed' is there twice in line"),
+    "a field that is a number": (LINES + "3: 4\n", "field '3' has the value 3: keys should be strings"),
+    "a field that is a list": (LINES + "? [a]\n: 4\n", "is not YAML: found unhashable key"),
+    "anchors that grow without bound": (BOMB + LINES.replace("title: For tests", "title: *i"), "more than 100000 values"),
+    "an anchor that holds itself": (LINES.replace("For tests", "&x [*x]"), "an anchor holds itself"),
+    "lists in lists": (LINES + "x: " + "[" * 1500 + "]" * 1500, "nested too deep"),
+    "half a character": (LINES.replace("For tests", '"\\ud800"'), "is not YAML"),
+    "a title that no page prints": (LINES.replace("For tests", '"a\\0b"'), "control characters"),
+    "a name longer than a folder's": (LINES.replace("suite: tiny", f"suite: {'a' * 300}"), "at most 100 characters"),
+}
+
+
+@pytest.mark.parametrize("text, expected", ODD.values(), ids=ODD)
+def test_odd_yaml_ends_in_a_sentence(tmp_path, text, expected):
+    file = tmp_path / "suite.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        suite.read(file)
+    assert expected in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_anchors_and_merged_fields_are_what_they_stand_for(tmp_path):
+    file = tmp_path / "suite.yaml"
+    file.write_text(LINES.replace("epochs: 1", "&some epochs: 1") + "marking: {<<: {epochs: 3}, batch: 4}\n")
+    read = suite.read(file)
+    assert (read.training.epochs, read.marking.epochs, read.marking.batch) == (1, 3, 4)
+
+
+def test_a_title_may_have_braces(tmp_path):
+    file = tmp_path / "suite.yaml"
+    file.write_text(LINES.replace("For tests", "'{threads} of {wildcards.x}'"))
+    assert suite.read(file).title == "{threads} of {wildcards.x}"

@@ -20,7 +20,7 @@ OWNER = """
 import os, sys, threading
 from stealthmark import warm
 server = warm.start()
-print(os.environ[warm.VARIABLE], flush=True)
+print(os.environ[warm.VARIABLE], server.pid, flush=True)
 threading.Thread(target=lambda: (server.wait(), os._exit(1)), daemon=True).start()
 sys.stdin.read()
 """
@@ -33,11 +33,16 @@ def listens(address: str) -> bool:
         return connection.connect_ex(address) == 0
 
 
+def start_owner() -> subprocess.Popen:
+    """A process that starts a server, says its address and process, and ends with it."""
+    return subprocess.Popen([sys.executable, "-c", OWNER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 @pytest.fixture(scope="module")
 def server():
     """The address of a server that a process of its own started, which therefore ends when that process does."""
-    owner = subprocess.Popen([sys.executable, "-c", OWNER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    address = owner.stdout.readline().strip()
+    owner = start_owner()
+    address = owner.stdout.readline().split()[0]
     # It listens when it has imported what it needs. Should it die of that, owner and output end, and the tests say so.
     while not listens(address) and not select.select([owner.stdout], [], [], 0.05)[0]:
         pass
@@ -140,3 +145,46 @@ def test_without_a_server_there_is_nobody_to_ask(monkeypatch, tmp_path):
     assert warm.run(["check", SUITE]) is None
     monkeypatch.setenv(warm.VARIABLE, str(tmp_path / "gone"))
     assert warm.run(["check", SUITE]) is None
+
+
+def test_a_command_dies_with_the_server_and_removes_its_folder(client, tmp_path, monkeypatch):
+    """As when the machine runs out of memory. A run that goes on would write the files that the command still writes."""
+    data = tmp_path / "data"
+    assert client("prepare", "--dataset", DATASET, "--size", 32, "--out", data) == 0
+    owner = start_owner()
+    address, pid = owner.stdout.readline().split()
+    monkeypatch.setenv(warm.VARIABLE, address)
+    argv = ["train", "--data", data, "--schedule", "{epochs: 200, batch: 2}", "--out", tmp_path / "model"]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "stealthmark", *map(str, argv)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert command.stderr.readline().startswith("epoch 1/200")
+    os.kill(int(pid), signal.SIGKILL)
+    rest = command.stderr.read()  # to the end: nobody is left who could write
+    command.stderr.close()
+    assert command.wait() == 1 and rest.endswith("error: the warm process died; run the command again\n")
+    assert "epoch 200/200" not in rest and not (tmp_path / "model/card.json").exists()
+    assert not Path(address).parent.exists()
+    owner.communicate()
+
+
+def test_the_folder_of_a_server_that_was_killed_goes_with_the_next_command(monkeypatch):
+    owner = start_owner()
+    address, pid = owner.stdout.readline().split()
+    monkeypatch.setenv(warm.VARIABLE, address)
+    os.kill(int(pid), signal.SIGKILL)
+    owner.communicate()
+    assert Path(address).exists() and warm.run(["check", SUITE]) is None
+    assert not Path(address).parent.exists()
+
+
+def test_abandoned_folders_are_those_of_processes_that_are_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm.tempfile, "gettempdir", lambda: str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f"stealthmark-{gone.pid}-abc", f"stealthmark-{os.getpid()}-abc", "stealthmark-mine", "stealthmark-x-y"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "socket").touch()
+    warm._remove_abandoned()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])

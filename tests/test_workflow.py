@@ -21,7 +21,7 @@ SUITES = sorted((ROOT / "benchmarks").glob("*.yaml"))
 
 TINY = {
     "suite": "tiny",
-    "title": "For the tests",
+    "title": "For the tests: {threads} of {rule}",
     "seed": 1,
     "seeds": [0],
     "size": 32,

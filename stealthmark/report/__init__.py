@@ -1,5 +1,6 @@
 """Rows and per-case scores -> tables, figures and one self-contained page. Nothing here needs torch but contact sheets."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 
 from stealthmark import dataset
-from stealthmark.files import read_json, write_json, write_text
+from stealthmark.files import read_json, write_text
 from stealthmark.layout import (
     CAPTIONS,
     CASES,
@@ -98,7 +99,7 @@ def write(sources: Sources, suite: dict, out_dir: Path) -> list[Path]:
         drawings = draw(loaded, sources)
         written += [path for drawing in drawings for path in style.save(drawing.figure, folder / drawing.name)]
     captions, html = folder / CAPTIONS, out_dir / REPORT
-    write_json(captions, {drawing.name: drawing.caption for drawing in drawings})
+    write_text(captions, json.dumps({drawing.name: drawing.caption for drawing in drawings}, indent=2) + "\n")
     links = {"rows": sources.rows, "cases": sources.cases, "provenance": sources.provenance}
     write_text(html, page.render(loaded, made, drawings, provenance, links, out_dir))
     return [*written, captions, html]

@@ -11,6 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from stealthmark.errors import UserError
+from stealthmark.files import REMEDY, read_arrays
 from stealthmark.layout import Cell
 from stealthmark.metrics import THRESHOLD
 from stealthmark.report import style
@@ -30,8 +32,12 @@ def load(files: dict[Cell, Path]) -> dict[Cell, dict[str, np.ndarray]]:
     `prob_triggered` float (K, H, W): the same K cases in the same order in every cell of a dataset."""
     cells = {}
     for cell, path in files.items():
-        with np.load(path, allow_pickle=False) as arrays:
-            cells[cell] = {name: arrays[name] for name in FIELDS}
+        cells[cell] = arrays = read_arrays(path, FIELDS)
+        count, *sides = arrays["mask"].shape if arrays["mask"].ndim == 3 else (0,)
+        for name, array in arrays.items():
+            shape = (array.shape[0], *array.shape[2:]) if name.startswith("image") and array.ndim == 4 else array.shape
+            if array.dtype.kind not in "iuf" or shape != (count, *sides) or not array.size:
+                raise UserError(f"{path}: {name} is {array.dtype} of the shape {array.shape}; {REMEDY}")
     return cells
 
 

@@ -1,7 +1,10 @@
 """What a provenance file says of methods, attacks and scanners: all that tables and figures know of a plug-in."""
 
+import json
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from stealthmark.errors import UserError
 from stealthmark.layout import CLEAN
@@ -15,6 +18,8 @@ KINDS = {
     FINGERPRINT: "fingerprint: nothing is embedded",
     WHITE_BOX: "white box: sees the weights",
 }
+#: The fields of a provenance file that are mappings.
+MAPPINGS = ("methods", "attacks", "scanners", "datasets", "commands", "hardware", "packages", "stages", "files")
 
 
 @dataclass(frozen=True)
@@ -104,14 +109,24 @@ class Facts:
 def read(provenance: dict) -> Facts:
     """The facts in a provenance file's fields `methods`, `attacks` and `scanners`, each label -> mapping; all may be absent.
 
-    Raises UserError where an entry is no mapping, or the kind of a method is unknown.
+    Raises UserError where an entry is no mapping, a fact is of another type, the kind of a method is unknown, or what else the
+    page prints is no mapping.
     """
+    for name in MAPPINGS:
+        if not isinstance(provenance.get(name, {}), dict):
+            raise UserError(f"provenance: field {name!r} has the value {_short(provenance[name])}; it must be a mapping")
+    for name, manifest in provenance.get("datasets", {}).items():
+        if not isinstance(manifest, dict):
+            raise UserError(f"provenance: field 'datasets' has of {name!r} the value {_short(manifest)}; it must be a mapping")
     methods = _entries(provenance, "methods", MethodFacts)
     for label, method in methods.items():
         if method.kind not in KINDS:
             raise UserError(
                 f"provenance: the method {label!r} has the kind {method.kind!r}; allowed: {', '.join(map(repr, KINDS))}"
             )
+        for claim in method.reported:
+            if not all(isinstance(claim.get(name), str) for name in ("metric", "text")):
+                raise UserError(f"provenance: the method {label!r} reports {_short(claim)}; it must have 'metric' and 'text'")
     return Facts(methods, _entries(provenance, "attacks", AttackFacts), _entries(provenance, "scanners", ScannerFacts))
 
 
@@ -123,5 +138,25 @@ def _entries(provenance: dict, name: str, kind: type[Kind]) -> dict[str, Kind]:
             raise UserError(f"provenance: field {name!r} has of {label!r} the value {content!r}; it must be a mapping of facts")
         known_facts = {fact: value for fact, value in content.items() if fact in known}
         title = content.get("title") or content.get("name") or label
-        entries[label] = kind(**{**known_facts, "title": title, "label": label})
+        as_json = json.dumps({**known_facts, "title": title, "label": label})  # in which a mapping may be a dataclass
+        try:
+            entry = TypeAdapter(kind).validate_json(as_json, strict=True)
+            if isinstance(entry, AttackFacts):
+                entry.strength(0.5)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            fact, value = ".".join(map(str, problem["loc"])), _short(problem["input"])
+            raise UserError(
+                f"provenance: field {name!r} has of {label!r} in {fact!r} the value {value}: {problem['msg']}"
+            ) from None
+        except (ValueError, LookupError, AttributeError, ArithmeticError):
+            raise UserError(
+                f"provenance: the attack {label!r} prints strengths by {_short(entry.text)}, which is no format"
+            ) from None
+        entries[label] = entry
     return entries
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -4,11 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
+from stealthmark.errors import UserError
+from stealthmark.files import REMEDY, read_arrays
 from stealthmark.layout import INDEPENDENT, MAPS, NO_ATTACK, STOLEN, UNTRAINED, Cell, Place, Study, suspect_folder
 from stealthmark.report.results import AS_STOLEN
 
 #: A cell's files: (role, attack) -> `maps.npz`.
 Files = dict[tuple[str, str], Path]
+#: The arrays of a file that are codes, and those that are pictures. All others are maps of a code's cells.
+CODES, PICTURES = ("code", "payload"), ("image", "asked", "answer")
 
 
 class Maps:
@@ -22,8 +26,8 @@ class Maps:
     def __init__(self, files: Files):
         self._arrays: dict[str, np.ndarray] = {}
         for (role, attack), path in files.items():
-            with np.load(path, allow_pickle=False) as arrays:
-                self._arrays |= {f"{role}/{attack}/{name}": arrays[name] for name in arrays.files}
+            self._arrays |= {f"{role}/{attack}/{name}": array for name, array in read_arrays(path).items()}
+        _check(files, self._arrays)
 
     def common(self, name: str) -> np.ndarray | None:
         """An array that all suspects share."""
@@ -33,6 +37,20 @@ class Maps:
         """An array of one suspect, seen at the place's access level where it has one."""
         parts = [place.role, place.attack, f"{place.strength:g}", *([place.access] if place.access else []), name]
         return self._arrays.get("/".join(parts))
+
+
+def _check(files: Files, arrays: dict[str, np.ndarray]) -> None:
+    """Raises UserError for an array that is neither a picture nor as large as a code."""
+    codes = {(len(array), len(array)) for name, array in arrays.items() if name.endswith(CODES) and array.ndim}
+    for place, array in arrays.items():
+        role, attack, name = place.split("/", 2)
+        fits = (
+            array.ndim in (2, 3)
+            if name.endswith(PICTURES)
+            else array.ndim == 2 and array.shape in (codes or {array.shape[::-1]})
+        )
+        if array.dtype.kind not in "biuf" or not array.size or not fits:
+            raise UserError(f"{files[role, attack]}: {name} is {array.dtype} of the shape {array.shape}; {REMEDY}")
 
 
 def find(study: Study, cell: Cell, attacks: list[str]) -> Files:

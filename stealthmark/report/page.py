@@ -20,7 +20,7 @@ from stealthmark.report.results import HARM_MARGIN, QUALITY, TAKES, THIEF_MARGIN
 TEMPLATE = "report.html.j2"
 #: What the page prints of a provenance file in its own place; any other field is printed as it is.
 PLUGINS, SECTIONS = ("methods", "attacks", "scanners"), ("hardware", "packages", "stages")
-KNOWN = ("datasets", "commands", "config", *PLUGINS, *SECTIONS)
+KNOWN = ("datasets", "commands", "config", "files", *PLUGINS, *SECTIONS)
 
 
 def render(

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from stealthmark.errors import UserError
+from stealthmark.files import REMEDY, read_arrays
 from stealthmark.layout import CLEAN, Cell
 from stealthmark.metrics import RESAMPLES
 from stealthmark.report import style
@@ -72,10 +74,12 @@ def _pooled(files: dict[Cell, Path], panel: Panel, method: str, query: str) -> n
     by_group: dict[str, np.ndarray] = {}
     for cell, path in files.items():
         if (cell.dataset, cell.architecture, cell.method) == (*panel, method):
-            with np.load(path, allow_pickle=False) as arrays:
-                groups = arrays["groups"] if query in arrays.files else ()
-                for group, sums in zip(groups, np.moveaxis(arrays[query], 1, 0) if len(groups) else (), strict=True):
-                    by_group[str(group)] = by_group.get(str(group), 0) + sums
+            arrays = read_arrays(path)
+            groups = arrays.get("groups", ()) if query in arrays else ()
+            if len(groups) and (arrays[query].dtype.kind not in "iuf" or arrays[query].shape[:-1] != (3, len(groups))):
+                raise UserError(f"{path}: {query} is {arrays[query].dtype} of the shape {arrays[query].shape}; {REMEDY}")
+            for group, sums in zip(groups, np.moveaxis(arrays[query], 1, 0) if len(groups) else (), strict=True):
+                by_group[str(group)] = by_group.get(str(group), 0) + sums
     return np.stack([by_group[group] for group in sorted(by_group)], axis=1) if by_group else None
 
 

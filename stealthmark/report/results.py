@@ -9,20 +9,13 @@ import pandas as pd
 
 from stealthmark import metrics
 from stealthmark.access import PROBABILITIES, WEIGHTS
-from stealthmark.errors import UserError
 from stealthmark.layout import CLEAN, INDEPENDENT, NO_ATTACK, STOLEN, Place
-from stealthmark.metrics import CALIBRATION, SEGMENTATION
+from stealthmark.metrics import SEGMENTATION as SEGMENTATION
 from stealthmark.report import facts
 from stealthmark.report.facts import Facts
+from stealthmark.report.rows import ASKED, PLACE, QUALITY, read_cases, read_rows
+from stealthmark.report.rows import COLUMNS as COLUMNS
 
-PLACE = list(Place._fields)
-#: Columns that say how a metric was asked for.
-ASKED = ["query", "reader", "pooled", "queries"]
-COLUMNS = [
-    *("suite", "benchmark_version", "dataset", "architecture", "seed", "method", *PLACE, *ASKED),
-    *("metric", "value", "n", "ci_low", "ci_high", "status"),
-]
-QUALITY = (*SEGMENTATION, *CALIBRATION)
 #: The queries whose answers quality is measured on.
 BENIGN, TRIGGERED = "benign", "triggered"
 #: What scanners say: a score, and its rank among models that were never marked.
@@ -194,16 +187,10 @@ class Results:
 def load(rows_csv: Path, cases_parquet: Path, suite: dict, provenance: dict) -> Results:
     """Read both files; `provenance` says what must be known of methods, attacks and scanners (see `facts.read`).
 
-    Raises UserError when a column is missing or the table is empty.
+    Raises UserError when either is not what `collate` wrote, or the table is empty.
     """
-    text = dict.fromkeys(["role", "member", "attack", "strength", "access", *ASKED, "metric", "status"], str)
-    rows = pd.read_csv(rows_csv, keep_default_na=False, na_values=[""], dtype=text)
-    if missing := [name for name in COLUMNS if name not in rows]:
-        raise UserError(f"{rows_csv} lacks the columns {', '.join(missing)}; it must have {', '.join(COLUMNS)}")
-    if rows.empty:
-        raise UserError(f"{rows_csv} has no rows: nothing was collated")
-    rows = _with_change(_normalised(rows))
-    cases = pd.read_parquet(cases_parquet)
+    rows, cases = read_rows(rows_csv, provenance), read_cases(cases_parquet, provenance)
+    rows = _with_change(rows)
     known = facts.read(provenance)
     attacks = _ordered(suite.get("attacks", ()), rows.attack[rows.attack != NO_ATTACK])
     ok = rows[rows.status == "ok"]
@@ -212,7 +199,7 @@ def load(rows_csv: Path, cases_parquet: Path, suite: dict, provenance: dict) -> 
     scanned = rows.reader[rows.metric.isin(SCANS) | rows.reader.isin(list(map(_label, scanners)))]
     return Results(
         rows=rows,
-        cases=cases.assign(member=cases["member"].fillna("")) if "member" in cases else cases,
+        cases=cases,
         facts=known,
         methods=_in_order(_ordered(suite.get("methods", ()), rows.method), known),
         panels=_panels(rows, suite),
@@ -229,24 +216,6 @@ def load(rows_csv: Path, cases_parquet: Path, suite: dict, provenance: dict) -> 
 def failures(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with a status other than ok."""
     return rows[rows.status != "ok"]
-
-
-def _normalised(rows: pd.DataFrame) -> pd.DataFrame:
-    """Blank role and attack mean stolen and none (a failure before either); `none` has strength 0, and an attack that failed
-    at strength 0 failed before its first strength: NaN. What a metric does not have is blank text, false or 0."""
-    blank = {column: rows[column].fillna("") for column in ("member", "access", "query", "reader", "metric")}
-    rows = rows.assign(
-        **blank,
-        role=rows.role.fillna(STOLEN),
-        attack=rows.attack.fillna(NO_ATTACK),
-        strength=pd.to_numeric(rows.strength),
-        pooled=rows.pooled.str.lower() == "true",
-        queries=pd.to_numeric(rows.queries).fillna(0).astype(int),
-        status=rows.status.fillna("ok"),
-    )
-    attacked = rows.attack != NO_ATTACK
-    before = attacked & (rows.status != "ok") & (rows.strength == 0)
-    return rows.assign(strength=rows.strength.where(attacked, 0.0).where(~before))
 
 
 def _strengths(rows: pd.DataFrame, known: Facts, attack: str) -> list[float]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from stealthmark import dataset
@@ -17,10 +17,10 @@ from stealthmark.attack import Wrap, wrapped
 from stealthmark.dataset import Arrays
 from stealthmark.detection import CHUNK
 from stealthmark.errors import UserError
-from stealthmark.files import read_json
-from stealthmark.layout import CARD, INDEX, WEIGHTS, Place
+from stealthmark.files import check, read_json
+from stealthmark.layout import CARD, CASES, INDEX, WEIGHTS, Place
 from stealthmark.method import Key, MethodContract, WhiteBoxMark, digest_of
-from stealthmark.plugin import make
+from stealthmark.plugin import describe_error, make
 from stealthmark.stages import digest, status_of
 from stealthmark.stages.train import float_images, load_network
 from stealthmark.suspects.checkpoint import from_model
@@ -119,22 +119,36 @@ class Examination:
         return Suspect(listed.place, queriers[-1], model, tuple(queriers))
 
 
+class _Made(BaseModel):
+    """A suspect as an attack's index lists it; of a folder that somebody hands over, so it is checked."""
+
+    strength: float
+    model: str
+    wraps: tuple[Wrap, ...] = ()
+
+
+class _Index(BaseModel):
+    """An attack's `index.json`: its suspects, or why there are none."""
+
+    status: str = "ok"
+    suspects: tuple[_Made, ...] = ()
+
+
 def listed_in(folder: Path, place: Place) -> list[Listed]:
     """The suspects in a checkpoint's folder, or, one a strength, in an attack's. `place` says where the folder stands."""
-    if (folder / INDEX).exists():
-        index = read_json(folder / INDEX)
-        if "status" in index:
-            return [Listed(place, folder, (), index["status"])]
-        return [
-            Listed(
-                place._replace(strength=suspect["strength"]),
-                (folder / suspect["model"]).resolve(),
-                tuple(Wrap(**wrap) for wrap in suspect.get("wraps", ())),
-                "ok",
-            )
-            for suspect in index["suspects"]
-        ]
-    return [Listed(place, folder, (), status_of(folder / CARD))]
+    file = folder / INDEX
+    if not file.exists():
+        return [Listed(place, folder, (), status_of(folder / CARD))]
+    try:
+        index = _Index.model_validate(read_json(file))
+    except ValidationError as error:
+        raise UserError(f"{file} is not the index of an attack: {describe_error(error, _Index)}") from None
+    if index.status != "ok":
+        return [Listed(place, folder, (), index.status)]
+    return [
+        Listed(place._replace(strength=made.strength), (folder / made.model).resolve(), made.wraps, "ok")
+        for made in index.suspects
+    ]
 
 
 def check_places(suspects: list[tuple[Place, Path]]) -> None:
@@ -166,9 +180,10 @@ def spread(n: int, most: int) -> np.ndarray:
 
 
 def finished(card: Path, identity: str) -> bool:
-    """Whether `card` is of a stage that ended well, with the same inputs."""
+    """Whether `card` is of a stage that ended well, with the same inputs, and what it wrote is still there."""
     try:
-        summary = json.loads(card.read_text())
-    except (OSError, ValueError):
+        summary = read_json(card)
+        check(card.with_name(CASES))
+    except (OSError, UserError):
         return False
     return summary.get("status") == "ok" and summary.get("identity") == identity

@@ -138,7 +138,10 @@ def answered(session: onnxruntime.InferenceSession, images: np.ndarray, most: in
 
 def _sentence(error: Exception) -> str:
     text = str(error)
-    if isinstance(error, MemoryError) or re.search("failed to allocate|bad_alloc|bad allocation", text, re.IGNORECASE):
+    # A thread's stack takes memory too: where there is none, onnxruntime says so from the place that makes threads.
+    if isinstance(error, MemoryError) or re.search(
+        "failed to allocate|bad_alloc|bad allocation|PosixThread", text, re.IGNORECASE
+    ):
         return NO_MEMORY
     return ((text or type(error).__name__).splitlines()[0])[:200]
 

@@ -7,7 +7,8 @@ rule suite:
     log:
         RESULTS / "logs/suite.log",
     params:
-        suite=flow(SUITE.model_dump(mode="json")),
+        # A function, because Snakemake fills braces in a text, and a title may have some.
+        suite=lambda wildcards: flow(SUITE.model_dump(mode="json")),
     localrule: True
     conda:
         "../../environment.yml"

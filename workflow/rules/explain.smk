@@ -13,7 +13,7 @@ rule explain:
     params:
         suspects=suspects(at(SUITE.explained)),
         key=str(STUDY.key(CELL)),
-        plan=flow(SUITE.explanations.model_dump()) if SUITE.explanations else "",
+        plan=lambda wildcards: flow(SUITE.explanations.model_dump()),
         seed=seed("explain", "dataset", "architecture", "seed"),
         model=subpath(input.model, parent=True),
         data=subpath(input.data, parent=True),
