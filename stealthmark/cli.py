@@ -143,6 +143,12 @@ def _add_owner(add: Subcommands) -> None:
     sub.add_argument("--access", default="probabilities", help="what the suspect's answers are, e.g. label")
     sub.add_argument("--claimant", default="The holder of the key", help="who claims the suspect")
     sub.add_argument("--commitment", metavar="FILE", type=Path, help="the commitment as it was published, to be compared with")
+    sub.add_argument(
+        "--interface",
+        type=_mapping,
+        default={},
+        help="what an .onnx file or a service takes and gives, e.g. '{layout: nhwc, scale: 255}': see docs/http.md",
+    )
     sub.add_argument("--limits", type=_mapping, default={}, help="e.g. '{budget: 500, batch: 16, timeout: 30, retries: 3}'")
     sub.add_argument(
         "--code-queries", type=int, default=512, help="queries for the code, where the mark carries one (default: 512)"

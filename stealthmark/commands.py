@@ -140,6 +140,7 @@ def certify(args: argparse.Namespace) -> int:
     from stealthmark.certificate_page import HTML
     from stealthmark.device import choose
     from stealthmark.stages.certify import certify
+    from stealthmark.suspects.interface import Interface
     from stealthmark.suspects.querier import Limits
 
     certificate = certify(
@@ -155,6 +156,7 @@ def certify(args: argparse.Namespace) -> int:
         device=choose(args.device, args.threads),
         limits=_checked(Limits, args.limits, "--limits"),
         code_queries=args.code_queries,
+        interface=_checked(Interface, args.interface, "--interface"),
     )
     print(f"Ownership is {certificate.verdict}. {certificate.summary}")
     for reason in certificate.reasons:

@@ -368,5 +368,6 @@ class WhiteBoxMark(Trained):
     family: ClassVar = "white-box"
 
     def inspect(self, model: nn.Module, key: Key) -> Answers:
-        """One score a bit of the mark: `triggered` of the owner's bits, `benign` of as many that are not the owner's."""
+        """One score a bit of the mark: `triggered` of the owner's bits, `benign` of as many that are not the owner's. Both on
+        the CPU, without gradient."""
         raise NotImplementedError

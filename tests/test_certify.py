@@ -5,9 +5,11 @@ import json
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 import tiny
 import torch
+from onnx import TensorProto, helper
 
 from stealthmark import cli, commands, dataset
 from stealthmark.certificate import Certificate
@@ -55,7 +57,7 @@ def stolen(place, monkeypatch) -> str:
         square = METHOD.target(torch.zeros(len(images), 32, 32), key)
         return torch.where(seen[:, None, None], square, 0.1).numpy()
 
-    def connect(suspect, shape, device, limits, shows):
+    def connect(suspect, shape, device, limits, shows, interface):
         return Querier(Source(ask, suspect, shows=shows), limits, shape)
 
     monkeypatch.setattr(certify, "connect", connect)
@@ -112,6 +114,33 @@ def test_a_budget_is_kept(place, stolen, tmp_path):
     assert read(tmp_path).queries.sent == 8
 
 
+def test_logits_that_look_like_probabilities_are_warned_of(place, stolen, tmp_path, capsys):
+    tiny.key(tmp_path / "key.json", METHOD.options(), dataset.load(place / "data").share("test").images, logits=0.5)
+    argv = examining(place, tmp_path / "out", stolen, "--key", tmp_path / "key.json", "--access", "logits")
+    assert run(*argv) == commands.NOT_SHOWN
+    assert "warning: all logits lie between -1 and 1" in capsys.readouterr().err
+    assert run(*examining(place, tmp_path / "other", stolen)) == commands.NOT_SHOWN
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_file_is_examined_as_its_interface_describes_it(place, tmp_path, capsys):
+    channels, h, w = Key.read(place / "key.json").shape
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", h, w, channels]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "same", sides[:1], sides[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), tmp_path / "seg.onnx")
+    argv = examining(place, tmp_path / "out", tmp_path / "seg.onnx")
+    assert run(*argv) == 1 and "{layout: nhwc}" in capsys.readouterr().err
+    chosen = {} if channels == 1 else {"foreground": [1]}
+    assert run(*argv, "--interface", json.dumps({"layout": "nhwc", **chosen})) == commands.NOT_SHOWN
+    assert read(tmp_path / "out").suspect.name == "seg.onnx"
+
+
+def test_labels_are_not_examined_as_probabilities(place, stolen, tmp_path, capsys):
+    argv = examining(place, tmp_path, stolen, "--interface", "{shows: labels}")
+    assert run(*argv) == 1 and "'shows' of the interface has the value 'labels'" in capsys.readouterr().err
+    assert run(*argv, "--access", "label") == 1 and "the label 0.1" in capsys.readouterr().err
+
+
 def test_the_kinds_of_null_models_are_named(place, stolen, tmp_path):
     run(*examining(place, tmp_path, stolen, "--null", f"marked by another method={place / 'nulls/3'}"))
     assert read(tmp_path).nulls[0].kind == "marked by another method"
@@ -142,7 +171,7 @@ def test_another_commitment_than_the_published_one_is_refused(place, stolen, tmp
 
 
 def test_a_suspect_whose_answers_are_not_numbers_gets_no_verdict(place, monkeypatch, tmp_path, capsys):
-    def connect(suspect, shape, device, limits, shows):
+    def connect(suspect, shape, device, limits, shows, interface):
         return Querier(Source(lambda images: (images[:, 0] / 0).numpy(), "it", shows=shows), limits, shape)
 
     monkeypatch.setattr(certify, "connect", connect)

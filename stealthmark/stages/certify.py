@@ -17,17 +17,21 @@ from stealthmark.errors import UserError
 from stealthmark.evidence import ALPHA, MARGIN, conformal_p, detect, inside_p, owned
 from stealthmark.method import Answers, BlackBoxMethod, CodeMark, Key
 from stealthmark.occlusion import read_code_maps
+from stealthmark.progress import log
 from stealthmark.seeds import secret_uniform
 from stealthmark.stages.examination import Examination, spread
 from stealthmark.stages.train import load_network
 from stealthmark.suspects.checkpoint import from_model
 from stealthmark.suspects.connect import connect, describe_suspect
+from stealthmark.suspects.interface import Interface
 from stealthmark.suspects.querier import Limits, Predictor
 
 #: How many images, at most, a certificate's queries for a code are spread over.
 ASKED_FOR_CODE = 4
 #: What the numbers in a suspect's answers are, by access level; probabilities at any other.
 SHOWS = {"label": "labels", "logits": "logits"}
+#: The distance from one half to the sigmoid of 1. Probabilities that are taken for logits go no further.
+LIKE_PROBABILITIES = 0.2311
 
 
 def certify(
@@ -43,22 +47,27 @@ def certify(
     device: torch.device,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     code_queries: int = 512,
+    interface: Interface = Interface(),  # noqa: B008 (frozen)
 ) -> Certificate:
-    """A certificate in `out` about one suspect: whatever `suspects.connect` opens.
+    """A certificate in `out` about one suspect: whatever `suspects.connect` opens, as `interface` describes it.
 
     The suspect shows `access`; it and the `nulls`, (kind, checkpoint folder), are asked with the test share's images that the
     key was committed with, each with and without the trigger; as many of them as the budget of `limits` allows, evenly
     spread. `published`: (where, SHA-256) of the commitment as it was published. Nothing is fitted. Where the mark carries a
     code, `code_queries` more, over up to four images, ask the suspect for it.
 
-    Raises UserError where the key is not the one committed to, here or there, has no detector for that access level, or an
-    answer cannot be relied on: then there is no certificate, neither for nor against.
+    Raises UserError where the key is not the one committed to, here or there, has no detector for that access level, where
+    the suspect's interface shows less, and where an answer cannot be relied on: then there is no certificate, for or against.
     """
     key = Key.read(key_file)
     if published and published[1] != key.commitment():
         raise UserError(f"the commitment in {published[0]} is {published[1]}, that of {key_file} is {key.commitment()}")
     if access not in key.detectors:
         raise UserError(f"{key_file} has no detector for the access level {access!r}; it has: {', '.join(key.detectors)}")
+    if interface.shows == "labels" and access != "label":
+        raise UserError(
+            f"field 'shows' of the interface has the value 'labels'; allowed with the access level {access!r}: others"
+        )
     examination = Examination.open(data, key_file, device)
     method = examination.method
     if not isinstance(method, BlackBoxMethod):
@@ -69,11 +78,14 @@ def certify(
     def scores(predictor: Predictor) -> Answers:
         return ask(method, key, {access: at_access(predictor, access)}, [images])[access]
 
-    predictor = connect(suspect, key.shape, device, limits, SHOWS.get(access, "probabilities"))
+    predictor = connect(suspect, key.shape, device, limits, SHOWS.get(access, "probabilities"), interface)
     payload = None
     if isinstance(method, CodeMark):
         payload = _payload_of(method, key, at_access(predictor, access), images, code_queries)
     answers = scores(predictor)
+    if predictor.source.shows == "logits" and predictor.extreme <= LIKE_PROBABILITIES:
+        remedy = "--access probabilities, and 'shows: probabilities' where --interface has another"
+        log(f"warning: all logits lie between -1 and 1, as those of no sure model do; if they are probabilities: {remedy}")
     triggered, benign = (values.double().numpy() for values in (answers.triggered, answers.benign))
     if len(triggered) != len(groups):  # a method with questions of its own: each stands for itself
         groups = np.arange(len(triggered))

@@ -5,18 +5,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from stealthmark.errors import UserError
+from stealthmark.suspects import remedies
+from stealthmark.suspects.interface import Interface
 from stealthmark.suspects.querier import Limits
 
 
-def fixed_batch(sides: Sequence[object], shape: tuple[int, int, int], limits: Limits, name: str) -> int | None:
+def fixed_batch(
+    sides: Sequence[object], shape: tuple[int, int, int], limits: Limits, name: str, interface: Interface
+) -> int | None:
     """The number of images that a suspect takes at a time, None where any number is right.
 
     `sides` are those of its input, as the suspect says them; one that is no number, or is negative, is free. Raises UserError
-    where they do not fit images of `shape` (C, H, W), or the number is larger than `limits.batch`.
+    where they do not fit images of `shape` (C, H, W) as the interface sends them, or the number is larger than `limits.batch`.
     """
     fixed = [side if isinstance(side, int) and side >= 0 else None for side in sides]
-    if len(fixed) != 4 or any(side not in (None, wanted) for side, wanted in zip(fixed[1:], shape, strict=True)):
-        raise UserError(f"{name} takes images of shape {str([*sides])[:200]}; allowed: a batch of {shape}")
+    sent = interface.takes(shape)
+    if len(fixed) != 4 or any(side not in (None, wanted) for side, wanted in zip(fixed[1:], sent, strict=True)):
+        end = remedies.for_input(fixed, shape)
+        raise UserError(f"{name} takes images of shape {str([*sides])[:200]}; allowed: a batch of {sent}{end}")
     if fixed[0] is not None and not 1 <= fixed[0] <= limits.batch:
         raise UserError(f"{name} takes {fixed[0]} images at a time; allowed: any number, or one from 1 to {limits.batch}")
     return fixed[0]

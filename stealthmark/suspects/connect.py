@@ -8,10 +8,14 @@ import torch
 from stealthmark.errors import UserError
 from stealthmark.layout import CARD, WEIGHTS
 from stealthmark.suspects import checkpoint, nnunet
+from stealthmark.suspects.described import described
+from stealthmark.suspects.interface import Interface
 from stealthmark.suspects.querier import Kind, Limits, Querier, Shows, sha256_of
 
 #: Files that run code when they are read.
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib"}
+#: Bytes that an answer may have for a pixel where classes are chosen and the limits do not say: 32 classes of float64.
+OF_CLASSES = 256
 OPENED = (
     "a checkpoint folder (safetensors and card.json), an nnU-Net results folder (plans.json and dataset.json), "
     "an .onnx file, an http:// or https:// address"
@@ -24,29 +28,37 @@ def connect(
     device: torch.device,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     shows: Shows = "probabilities",
+    interface: Interface = Interface(),  # noqa: B008 (frozen)
 ) -> Querier:
     """The suspect at `suspect`, which will be asked with images of `shape` (C, H, W).
 
     `suspect` is a checkpoint folder, a results folder of nnU-Net, an `.onnx` file (these run on `device`) or an http(s)
-    address (docs/http.md). `shows` says what the numbers in the answers of a file or a service are; of a folder it is known.
-    Raises UserError for anything else, for a pickle (never opened), and for a suspect that does not take such images.
+    address (docs/http.md). `shows` says what the numbers in the answers of a file or a service are, and `interface` what else
+    it takes and gives; of a folder both are known.
+    Raises UserError for anything else, for a pickle (never opened), for a suspect that does not take such images, and for an
+    interface that does not fit.
     """
     if shows not in get_args(Shows):
         raise UserError(f"'shows' has the value {shows!r}; allowed: {', '.join(get_args(Shows))}")
-    match _kind_of(suspect):
+    kind = _kind_of(suspect)
+    if kind not in ("http", "onnx") and interface != Interface():
+        raise UserError(f"{suspect} is a folder, whose interface is known; allowed: no description of it")
+    if interface.foreground is not None and "pixel_bytes" not in limits.model_fields_set:
+        limits = limits.model_copy(update={"pixel_bytes": OF_CLASSES})
+    match kind:
         case "http":
             from stealthmark.suspects import http  # requests takes a moment, which a benchmark need not spend
 
-            source = http.source(str(suspect), shape, limits, shows)
+            source = http.source(str(suspect), shape, limits, shows, interface)
         case "onnx":
             from stealthmark.suspects import onnx
 
-            source = onnx.source(Path(suspect), shape, device, limits, shows)
+            source = onnx.source(Path(suspect), shape, device, limits, shows, interface)
         case "nnunet":
             source = nnunet.source(Path(suspect), shape, device)
         case _:
             source = checkpoint.source(Path(suspect), shape, device)
-    return Querier(source, limits, shape)
+    return Querier(described(source, interface, shape), limits, shape)
 
 
 def describe_suspect(suspect: str | Path) -> dict:

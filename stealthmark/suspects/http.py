@@ -16,8 +16,10 @@ from stealthmark.suspects import inference
 from stealthmark.suspects.batch import filled, fixed_batch, unfilled
 from stealthmark.suspects.exchange import Exchange
 from stealthmark.suspects.inference import BINARY, DATATYPES, ENVELOPE, JSON_LENGTH, NUMBER, TensorMetadata
+from stealthmark.suspects.interface import Interface
 from stealthmark.suspects.npy import HEADER, NPY, from_npy, to_npy
 from stealthmark.suspects.querier import Limits, Shows, Source
+from stealthmark.suspects.remedies import remedy
 
 #: The input of a service that names none.
 UNNAMED = TensorMetadata(name="input-0", datatype="FP32", shape=[-1, -1, -1, -1])
@@ -39,8 +41,14 @@ def parse(url: str) -> tuple[SplitResult, str]:
     return parts, name
 
 
-def source(url: str, shape: tuple[int, int, int], limits: Limits, shows: Shows = "probabilities") -> Source:
-    """The service at `url`, for images of `shape` (C, H, W), whose answers are what `shows` says.
+def source(
+    url: str,
+    shape: tuple[int, int, int],
+    limits: Limits,
+    shows: Shows = "probabilities",
+    interface: Interface = Interface(),  # noqa: B008 (frozen)
+) -> Source:
+    """The service at `url`, for images of `shape` (C, H, W) as the interface sends them; its answers are what `shows` says.
 
     Every request is an `Exchange`, within the limits. Raises UserError for an address that is none and, in the Open Inference
     Protocol, for a service that cannot be reached in time or takes other images. Asking raises it for a service that cannot
@@ -49,12 +57,14 @@ def source(url: str, shape: tuple[int, int, int], limits: Limits, shows: Shows =
     parts, name = parse(url)
     path = parts.path.rstrip("/").removesuffix("/infer")
     if model := inference.ADDRESS.fullmatch(path):
-        return _in_inference_protocol(parts._replace(path=path), model["root"], name, shape, limits, shows)
+        return _in_inference_protocol(parts._replace(path=path), model["root"], name, shape, limits, shows, interface)
+    if interface.output is not None:
+        raise UserError(f"{name} answers with one array; field 'output' has the value {interface.output!r}; allowed: none")
     exchange = Exchange(name, limits)
 
     def ask(images: Tensor) -> np.ndarray:
         body = to_npy(_float32(images))
-        most = limits.pixel_bytes * images[:, 0].numel() + HEADER
+        most = limits.pixel_bytes * (images.numel() // shape[0]) + HEADER
         answer = exchange("POST", url, most, body, Content_Type=NPY, Accept=NPY)
         try:
             return from_npy(answer.content)
@@ -65,7 +75,13 @@ def source(url: str, shape: tuple[int, int, int], limits: Limits, shows: Shows =
 
 
 def _in_inference_protocol(
-    model: SplitResult, root: str, name: str, shape: tuple[int, int, int], limits: Limits, shows: Shows
+    model: SplitResult,
+    root: str,
+    name: str,
+    shape: tuple[int, int, int],
+    limits: Limits,
+    shows: Shows,
+    interface: Interface,
 ) -> Source:
     """The model at the address `model`, of the server at the path `root`. What it takes and gives is read first."""
     exchange = Exchange(name, limits)
@@ -74,15 +90,15 @@ def _in_inference_protocol(
         metadata = inference.read_metadata(body)
     except ValueError as error:
         raise UserError(f"{name} does not say what it takes and gives: {error}") from None
-    for side, tensors in (("inputs", metadata.inputs), ("outputs", metadata.outputs)):
-        if tensors and len(tensors) > 1:
-            named = ", ".join(repr(tensor.name) for tensor in tensors)
-            raise UserError(f"{name} has the {side} {named[:200]}; allowed: one")
+    if metadata.inputs and len(metadata.inputs) > 1:
+        raise UserError(f"{name} has the inputs {_named(metadata.inputs)}; allowed: one")
     entry = metadata.inputs[0] if metadata.inputs else UNNAMED
-    output = metadata.outputs[0].name if metadata.outputs else None
-    if not entry.datatype.startswith("FP") or entry.datatype not in DATATYPES:
-        raise UserError(f"{name} takes values of type {entry.datatype!r}; allowed: FP16, FP32, FP64")
-    batch = fixed_batch(entry.shape, shape, limits, name)
+    output = _output(metadata.outputs or [], name, interface)
+    in_bytes = entry.datatype == "UINT8"
+    if not (in_bytes and interface.in_bytes) and (not entry.datatype.startswith("FP") or entry.datatype not in DATATYPES):
+        end = remedy(scale="255") if in_bytes else ""
+        raise UserError(f"{name} takes values of type {entry.datatype!r}; allowed: FP16, FP32, FP64{end}")
+    batch = fixed_batch(entry.shape, shape, limits, name, interface)
     binary = _has_binary(model._replace(path=root).geturl(), name, limits)
     if entry.datatype == "FP16" and not binary:
         raise UserError(f"{name} takes values of type 'FP16', which JSON has not; allowed without {BINARY}: FP32, FP64")
@@ -92,9 +108,9 @@ def _in_inference_protocol(
     url = model._replace(path=f"{model.path}/infer").geturl()
 
     def ask(images: Tensor) -> np.ndarray:
-        values = filled(_float32(images).astype(DATATYPES[entry.datatype], copy=False), batch)
+        values = filled(_float32(images.round() if in_bytes else images).astype(DATATYPES[entry.datatype], copy=False), batch)
         body, headers = inference.write_tensor("inputs", entry.name, values, binary, **wanted)
-        pixels = len(values) * images[0, 0].numel()
+        pixels = values.size // shape[0]
         numbers = max(1, limits.pixel_bytes // 8) * pixels  # an answer of float64 has as many
         most = max(limits.pixel_bytes * pixels, NUMBER * numbers) + ENVELOPE
         answer = exchange("POST", url, most, body, **headers)
@@ -105,6 +121,21 @@ def _in_inference_protocol(
         return unfilled(array, batch, len(images))
 
     return Source(ask, name, "http", shows, batch)
+
+
+def _output(outputs: list[TensorMetadata], name: str, interface: Interface) -> str | None:
+    """The name of the output that is read, None where a service names none. Raises UserError where that is not clear."""
+    if interface.output is not None:
+        if outputs and interface.output not in [output.name for output in outputs]:
+            raise UserError(f"{name} has no output {interface.output!r}; allowed: {_named(outputs)}")
+        return interface.output
+    if len(outputs) > 1:
+        raise UserError(f"{name} has the outputs {_named(outputs)}; allowed: one{remedy(output='NAME')}")
+    return outputs[0].name if outputs else None
+
+
+def _named(tensors: list[TensorMetadata]) -> str:
+    return ", ".join(repr(tensor.name) for tensor in tensors)[:200]
 
 
 def _has_binary(server: str, name: str, limits: Limits) -> bool:

@@ -24,10 +24,14 @@ from stealthmark.files import whole
 from stealthmark.suspects.batch import filled, fixed_batch, unfilled
 from stealthmark.suspects.deadline import within
 from stealthmark.suspects.frames import ANSWER, DESCRIBED, JOB, NO_MEMORY, READY, REFUSED, read_frame, write_frame
+from stealthmark.suspects.interface import Interface
 from stealthmark.suspects.npy import HEADER, from_npy
 from stealthmark.suspects.querier import Limits, Querier, Shows, Source
+from stealthmark.suspects.remedies import remedy
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+#: What a file may take besides, where its interface says that images go from 0 to 255.
+BYTES = {"tensor(uint8)": np.uint8}
 #: How far an exported file's probabilities may be from the network's.
 EXACT = 1e-5
 #: What an owner's own file may take.
@@ -39,29 +43,37 @@ SENTENCE, DESCRIPTION = 4096, 1 << 20
 
 
 def source(
-    file: Path, shape: tuple[int, int, int], device: torch.device, limits: Limits, shows: Shows = "probabilities"
+    file: Path,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    limits: Limits,
+    shows: Shows = "probabilities",
+    interface: Interface = Interface(),  # noqa: B008 (frozen)
 ) -> Source:
-    """The network in `file`, for images of `shape` (C, H, W), whose answers are what `shows` says.
+    """The network in `file`, for images of `shape` (C, H, W) as the interface sends them; its answers are what `shows` says.
 
     A file that takes a fixed number of images is given that many, the last one repeated; its answers to those are dropped.
     Runs on CUDA where `device` says so and onnxruntime can, else on the CPU; in a process that is stopped when opening the
     file, or an answer, takes longer than `limits.timeout`, and that takes `limits.memory_bytes` at most, where the system can
     bound it.
     Raises UserError when the file is too large, is not ONNX, keeps weights in another file (which onnxruntime would read
-    from wherever the suspect says), cannot be opened in time, has more than one input or output, or takes other images.
+    from wherever the suspect says), cannot be opened in time, has more than one input, or several outputs of which none is
+    named, or takes other images.
     Asking raises it when the network cannot be run, or not in time; after that the file has to be opened again.
     """
     content = _content(file, limits.file_bytes)
     process = _Process(file, limits)
     try:
-        entry, batch = _checked(process.open(content, device), file, shape, limits)
+        entry, output, batch = _checked(process.open(content, device), file, shape, limits, interface)
     except BaseException:
         process.end()
         raise
 
     def ask(images: Tensor) -> np.ndarray:
-        values = filled(images.contiguous().numpy().astype(TYPES[entry.type], copy=False), batch)
-        return unfilled(process.ask(values, limits.pixel_bytes * values[:, 0].size + HEADER), batch, len(images))
+        given = images.round() if entry.type in BYTES else images
+        values = filled(given.contiguous().numpy().astype({**TYPES, **BYTES}[entry.type], copy=False), batch)
+        most = limits.pixel_bytes * (values.size // shape[0]) + HEADER
+        return unfilled(process.ask(values, most, output), batch, len(images))
 
     return Source(ask, str(file), "onnx", shows, batch, hashlib.sha256(content).hexdigest())
 
@@ -88,16 +100,36 @@ class _Network(BaseModel):
     outputs: list[_Entry]
 
 
-def _checked(network: _Network, file: Path, shape: tuple[int, int, int], limits: Limits) -> tuple[_Entry, int | None]:
-    """A network's input, and how many images it takes at a time. Raises UserError where it takes or gives something else."""
-    for kind, tensors in (("inputs", network.inputs), ("outputs", network.outputs)):
-        if len(tensors) != 1 or not tensors[0].type.startswith("tensor("):
-            named = ", ".join(f"{tensor.name!r} {tensor.type}" for tensor in tensors) or "none"
-            raise UserError(f"{file} has the {kind} {named[:200]}; allowed: one tensor")
-    (entry,) = network.inputs
-    if entry.type not in TYPES:
-        raise UserError(f"{file} takes values of type {entry.type[:200]}; allowed: {', '.join(TYPES)}")
-    return entry, fixed_batch(entry.shape, shape, limits, str(file))
+def _output(network: _Network, file: Path, interface: Interface) -> str:
+    """The name of the output that is read. Raises UserError where it is no tensor, or one of several that is not named."""
+    tensors = [tensor for tensor in network.outputs if tensor.type.startswith("tensor(")]
+    if interface.output is not None:
+        if interface.output not in [tensor.name for tensor in tensors]:
+            names = ", ".join(repr(tensor.name) for tensor in tensors) or "none"
+            raise UserError(f"{file} has no output {interface.output!r}; allowed: {names[:200]}")
+        return interface.output
+    if len(network.outputs) != 1 or not tensors:
+        end = remedy(output="NAME") if tensors else ""
+        raise UserError(f"{file} has the outputs {_named(network.outputs)}; allowed: one tensor{end}")
+    return tensors[0].name
+
+
+def _checked(
+    network: _Network, file: Path, shape: tuple[int, int, int], limits: Limits, interface: Interface
+) -> tuple[_Entry, str, int | None]:
+    """A network's input, the name of the output that is read, and how many images it takes at a time. Raises UserError where it
+    takes or gives something else."""
+    if len(network.inputs) != 1 or not network.inputs[0].type.startswith("tensor("):
+        raise UserError(f"{file} has the inputs {_named(network.inputs)}; allowed: one tensor")
+    (entry,), output = network.inputs, _output(network, file, interface)
+    if entry.type not in TYPES and not (entry.type in BYTES and interface.in_bytes):
+        end = remedy(scale="255") if entry.type in BYTES else ""
+        raise UserError(f"{file} takes values of type {entry.type[:200]}; allowed: {', '.join(TYPES)}{end}")
+    return entry, output, fixed_batch(entry.shape, shape, limits, str(file), interface)
+
+
+def _named(tensors: list[_Entry]) -> str:
+    return (", ".join(f"{tensor.name!r} {tensor.type}" for tensor in tensors) or "none")[:200]
 
 
 class _Process:
@@ -135,9 +167,9 @@ class _Process:
         except ValidationError as error:
             raise UserError(f"{self._file} cannot be opened: {error.errors()[0]['msg'][:200]}") from None
 
-    def ask(self, images: np.ndarray, most: int) -> np.ndarray:
-        """The answer to images (B, C, H, W), an array of at most `most` bytes, .npy header and all."""
-        job = {"dtype": images.dtype.str, "shape": images.shape, "most": most - HEADER}
+    def ask(self, images: np.ndarray, most: int, output: str) -> np.ndarray:
+        """The output of that name for a batch of images, an array of at most `most` bytes, .npy header and all."""
+        job = {"dtype": images.dtype.str, "shape": images.shape, "most": most - HEADER, "output": output}
         values = np.ascontiguousarray(images).data.cast("B")
         try:
             return from_npy(self._reply("cannot be run", self._limits.timeout, {ANSWER: most}, job, values))

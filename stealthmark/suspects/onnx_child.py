@@ -20,6 +20,7 @@ import onnxruntime
 
 from stealthmark.suspects.frames import ANSWER, DESCRIBED, JOB, NO_MEMORY, READY, REFUSED, read_frame, write_frame
 from stealthmark.suspects.npy import to_npy
+from stealthmark.suspects.remedies import remedy
 
 
 class Refusal(Exception):
@@ -44,7 +45,7 @@ def main() -> None:
                     write_frame(replies, DESCRIBED, described(session))
                 else:
                     images = np.frombuffer(content, job["dtype"]).reshape(job["shape"])
-                    write_frame(replies, ANSWER, answered(session, images, job["most"]))
+                    write_frame(replies, ANSWER, answered(session, images, job["most"], job["output"]))
             except Refusal as refusal:
                 write_frame(replies, REFUSED, str(refusal).encode(errors="replace"))
             except Exception as error:  # too little memory; names that are no text; graphs within graphs within graphs
@@ -121,18 +122,19 @@ def described(session: onnxruntime.InferenceSession) -> bytes:
     return json.dumps(entries).encode()
 
 
-def answered(session: onnxruntime.InferenceSession, images: np.ndarray, most: int) -> bytes:
-    """The network's answer as an .npy file of at most `most` bytes. Raises Refusal."""
+def answered(session: onnxruntime.InferenceSession, images: np.ndarray, most: int, output: str) -> bytes:
+    """The network's output of that name as an .npy file of at most `most` bytes. Raises Refusal."""
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     try:
-        (answer,) = session.run(None, {session.get_inputs()[0].name: images}, options)
+        (answer,) = session.run([output], {session.get_inputs()[0].name: images}, options)
     except Exception as error:
         raise Refusal(f"cannot be run: {_sentence(error)}") from None
     if not isinstance(answer, np.ndarray) or answer.dtype.kind not in "biuf":
         raise Refusal("answers with something else than bools or numbers")
     if answer.nbytes > most:
-        raise Refusal(f"answers with the shape {answer.shape} of {answer.dtype}; allowed for these images: {most} bytes")
+        end = remedy(foreground="[...]") + ", or allow more 'pixel_bytes' in --limits" if answer.ndim == 4 else ""
+        raise Refusal(f"answers with the shape {answer.shape} of {answer.dtype}; allowed for these images: {most} bytes{end}")
     return to_npy(answer)
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from stealthmark.errors import UserError
+from stealthmark.suspects import remedies
 
 #: Images float (B, C, H, W) in [0, 1] -> what the interface shows: probabilities (or labels) float (B, H, W) in [0, 1].
 Predictor = Callable[[Tensor], Tensor]
@@ -74,7 +75,7 @@ class Querier:
     on the CPU.
 
     Answers are remembered image by image (SHA-256 of its values), so that asking again, in whatever batch or at another
-    access level, costs nothing. `sent` counts the images that were sent.
+    access level, costs nothing. `sent` counts the images that were sent; `extreme` is how far an answer went from one half.
     Raises UserError for images of another shape than `shape`, when the budget does not suffice (before anything of the call
     is sent), and for an answer that `probabilities` refuses.
     """
@@ -85,7 +86,7 @@ class Querier:
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         shape: tuple[int, int, int] | None = None,
     ):
-        self.source, self.limits, self.sent = source, limits, 0
+        self.source, self.limits, self.sent, self.extreme = source, limits, 0, 0.0
         self._shape = shape
         self._remembered: dict[bytes, Tensor] = {}
         self._bytes = 0
@@ -122,6 +123,7 @@ class Querier:
             part = images[start : start + batch]
             self.sent += len(part)
             checked = probabilities(self.source.ask(part), part, self.source.shows, name)
+            self.extreme = max(self.extreme, float((checked - 0.5).abs().max()))
             for digest, answer in zip(digests[start : start + batch], checked, strict=True):
                 answers[digest] = answer
                 self._remember(digest, answer)
@@ -156,28 +158,40 @@ def probabilities(answer: np.ndarray, images: Tensor, shows: Shows, name: str) -
     b, _, h, w = images.shape
     allowed = [(b, h, w), (b, 1, h, w), (b, 2, h, w)]
     if answer.shape not in allowed:
-        raise UserError(f"{name} answers with the shape {answer.shape}; allowed: {', '.join(map(str, allowed))}")
-    if answer.dtype.kind not in ("biuf" if shows == "labels" else "f"):
-        types = "bool, integers or floats" if shows == "labels" else "floats"
-        raise UserError(f"{name} answers with values of type {answer.dtype}; allowed as {shows}: {types}")
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused next
-        values = torch.from_numpy(np.require(answer, np.float32, ["C", "W"]))
-    if not values.isfinite().all():
-        raise UserError(f"{name} answers with values that are not finite; no verdict can rest on them")
+        end = remedies.for_shape(answer.shape, (b, h, w), shows)
+        raise UserError(f"{name} answers with the shape {answer.shape}; allowed: {', '.join(map(str, allowed))}{end}")
+    values = finite(answer, shows, name)
     two_channels = answer.shape == allowed[2]
     if shows == "logits":
         return (values[:, 1] - values[:, 0] if two_channels else values.view(b, h, w)).sigmoid()
     if shows == "labels":
         others = values[(values != 0) & (values != 1)]
         if len(others):
-            raise UserError(f"{name} answers with the label {others[0]:g}; allowed: 0 and 1")
+            end = remedies.for_label(float(others.max()))
+            raise UserError(f"{name} answers with the label {others[0]:g}; allowed: 0 and 1{end}")
     low, high = values.aminmax()
     if low < -ROUNDING or high > 1 + ROUNDING:
-        raise UserError(f"{name} answers with values from {low:g} to {high:g}; allowed as probabilities: from 0 to 1")
+        end = remedies.for_range(float(low), float(high))
+        raise UserError(f"{name} answers with values from {low:g} to {high:g}; allowed as probabilities: from 0 to 1{end}")
     if two_channels and (values.sum(1) - 1).abs().max() > COMPLEMENT:
         low, high = values.sum(1).aminmax()
         raise UserError(f"{name} answers with two channels that add up to {low:g} to {high:g}; allowed: 1")
     return (values[:, 1] if two_channels else values.view(b, h, w)).clamp(0, 1)
+
+
+def finite(answer: np.ndarray, shows: Shows, name: str, integers: bool = False) -> Tensor:
+    """The answer's values, float32. Raises UserError for values of another type than `shows` allows, `integers` or not, and
+    for those that are not finite."""
+    integers = integers or shows == "labels"
+    if answer.dtype.kind not in ("biuf" if integers else "f"):
+        types = "bool, integers or floats" if integers else "floats"
+        end = remedies.for_type(answer, shows)
+        raise UserError(f"{name} answers with values of type {answer.dtype}; allowed as {shows}: {types}{end}")
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused next
+        values = torch.from_numpy(np.require(answer, np.float32, ["C", "W"]))
+    if not values.isfinite().all():
+        raise UserError(f"{name} answers with values that are not finite; no verdict can rest on them")
+    return values
 
 
 def sha256_of(file: Path) -> str:
