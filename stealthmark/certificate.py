@@ -1,7 +1,4 @@
-"""The certificate that examining a suspect yields: its facts, and the sentences that are made from them.
-
-`certificate_page` writes it, as JSON and as a page.
-"""
+"""The certificate that examining a suspect yields: its facts, and sentences made from them. `certificate_page` writes it."""
 
 import math
 import platform
@@ -93,11 +90,13 @@ class Mark(Part):
 
 
 class Suspect(Part):
-    """`name` is printed as given (so no address with a password in it); `sha256` of its file, where there is one."""
+    """`name` is printed as given (so no address with a password in it); `sha256` of its file, where there is one.
+    `interface`: how the claimant described its input and output, where that is not the usual."""
 
     name: Name
     kind: Kind
     sha256: Digest | None = None
+    interface: dict[str, Scalar | tuple[Scalar, ...]] = {}
 
 
 class Queries(Part):

@@ -127,6 +127,7 @@ def _add_owner(add: Subcommands) -> None:
     sub.add_argument("--key", type=Path, required=True, help="the owner's key")
     sub.add_argument(
         "--suspect",
+        action=_Once,
         required=True,
         help="a model's folder, an nnU-Net results folder, an .onnx file, an http address; "
         f"exit status {commands.NOT_SHOWN} where ownership is not shown",
@@ -220,6 +221,15 @@ def _add_suspects(sub: argparse.ArgumentParser) -> None:
 
 
 # --- types of arguments -----------------------------------------------------------------------------------------------
+
+
+class _Once(argparse.Action):
+    """An argument that may be given only once: of several suspects all but the last would be passed over."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:  # type: ignore[no-untyped-def]
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"argument {option_string}: given twice; a certificate is about one suspect")
+        setattr(namespace, self.dest, values)
 
 
 def _plugin(text: str) -> dict:

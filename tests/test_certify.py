@@ -132,7 +132,9 @@ def test_a_file_is_examined_as_its_interface_describes_it(place, tmp_path, capsy
     assert run(*argv) == 1 and "{layout: nhwc}" in capsys.readouterr().err
     chosen = {} if channels == 1 else {"foreground": [1]}
     assert run(*argv, "--interface", json.dumps({"layout": "nhwc", **chosen})) == commands.NOT_SHOWN
-    assert read(tmp_path / "out").suspect.name == "seg.onnx"
+    suspect = read(tmp_path / "out").suspect
+    assert suspect.name == "seg.onnx" and suspect.interface["layout"] == "nhwc"
+    assert "layout: nhwc" in (tmp_path / "out/certificate.html").read_text()
 
 
 def test_labels_are_not_examined_as_probabilities(place, stolen, tmp_path, capsys):
@@ -249,3 +251,9 @@ def test_the_certificate_names_the_file_that_was_asked(place, tmp_path):
     told = read(tmp_path).suspect
     weights = (place / "innocent" / WEIGHTS).read_bytes()
     assert (told.name, told.kind, told.sha256) == ("innocent", "checkpoint", hashlib.sha256(weights).hexdigest())
+
+
+def test_a_certificate_is_about_one_suspect(place, stolen, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(*examining(place, tmp_path, stolen, "--suspect", stolen))
+    assert "given twice; a certificate is about one suspect" in capsys.readouterr().err

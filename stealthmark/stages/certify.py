@@ -100,7 +100,7 @@ def certify(
         created=created,
         commitment=certificate.Commitment(sha256=key.commitment(), published=published[0] if published else None),
         method=certificate.Mark.of(key, method.citation, method.family),
-        suspect=certificate.Suspect(**describe_suspect(suspect)),
+        suspect=certificate.Suspect(**describe_suspect(suspect), interface=interface.model_dump(exclude_defaults=True)),
         access=access,
         queries=certificate.Queries(images=len(triggered), patients=len(np.unique(groups)), sent=predictor.sent),
         scores=certificate.Scores.of(triggered, benign, threshold, groups),
