@@ -9,13 +9,11 @@ Nobody outlives whom they work for. The server ends with the process that starte
 ends with its client, and with the server: a pipe whose other end only the server holds closes when the server is gone,
 however it went. Whoever notices that first removes the server's folder too.
 
-Snakemake's own means do not replace it. The small study of `tests/test_workflow.py`, 82 jobs, takes 67 s on one core
-and 34 s on two with this server, and 733 s on one core without, on a machine that had other work. The `run:` directive
-starts a Snakemake for every job: 9.5 s for one that takes 5.0 s as a command without the server. With `--force-use-
-threads` jobs are threads of Snakemake itself: 48 s on one core and 41 s on two. But torch has one random generator for
-all threads, so on two cores 455 of the 1083 rows came out otherwise; and one job that runs out of memory takes the
-study with it. Job groups have no effect on one machine. A `service` job can start a server, but all jobs that use it
-run at the same time.
+Snakemake's own means do not replace it. The `run:` directive starts a Snakemake for every job, which takes longer than the
+command. With `--force-use-threads` jobs are threads of Snakemake itself, and about as fast. But torch has one random
+generator for all threads, so that on two cores the small study of `tests/test_workflow.py` came out with other rows; and
+one job that runs out of memory takes the study with it. Job groups have no effect on one machine. A `service` job can start
+a server, but all jobs that use it run at the same time.
 """
 
 import json

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from stealthmark import dataset
+from stealthmark import __version__, dataset
 from stealthmark.access import PROBABILITIES, at_access
 from stealthmark.attack import Wrap, wrapped
 from stealthmark.dataset import Arrays
@@ -104,11 +104,11 @@ class Examination:
         return np.asarray(self.arrays.masks[rows]) > 0
 
     def identity(self, listed: list[Listed]) -> str:
-        """What the evidence of these suspects depends on: key, images, weights and wrappers."""
+        """What the evidence of these suspects depends on: key, images, weights, wrappers, and this benchmark's version."""
         weights = [
             (one.status, [*one.wraps], (one.folder / WEIGHTS).stat().st_mtime_ns if one.status == "ok" else 0) for one in listed
         ]
-        return digest(self.key.commitment() if self.key else "", self.arrays.manifest["sha256"], weights)
+        return digest(__version__, self.key.commitment() if self.key else "", self.arrays.manifest["sha256"], weights)
 
     def suspect(self, listed: Listed) -> Suspect:
         """Opens a suspect whose status is `ok`."""

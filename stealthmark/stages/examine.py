@@ -103,9 +103,7 @@ def _examine_one(examination: Examination, listed: Listed, out: Path) -> pd.Data
         if not measures_quality:
             tables = []
         for level, answers in scores.items():
-            numbered = [f"question-{number}" for number in range(len(answers.triggered))]
-            table = pd.DataFrame({"case_id": numbered, "group_id": numbered, "foreground": np.nan})
-            table = table.assign(**listed.place._replace(access=level)._asdict())
+            table = _questions(answers).assign(**listed.place._replace(access=level)._asdict())
             tables.append(table.assign(**_scored(answers, key.detectors[level].threshold)))
     return pd.concat(tables, ignore_index=True)
 
@@ -118,6 +116,12 @@ def _other_scores(examination: Examination, suspect: Suspect) -> dict[str, Answe
     if isinstance(method, BlackBoxMethod):
         return ask(method, key, examination.seen(suspect.predictor), [])
     return {}
+
+
+def _questions(answers: Answers) -> pd.DataFrame:
+    """The cases of a method that does not ask with the owner's images: its questions, or its bits, each for itself."""
+    numbered = [f"question-{number}" for number in range(len(answers.triggered))]
+    return pd.DataFrame({"case_id": numbered, "group_id": numbered, "foreground": np.nan})
 
 
 def _scored(answers: Answers, threshold: float) -> dict:
@@ -156,11 +160,8 @@ def examine_claims(
         images, cases = examination.images(rows), examination.arrays.cases.iloc[rows][CASE].reset_index(drop=True)
         for claim in made:
             for level, answers in claim.ask(examination.method, examination.seen(stolen.predictor), images).items():
-                table = cases
-                if len(cases) != len(answers.triggered):
-                    numbered = [f"question-{number}" for number in range(len(answers.triggered))]
-                    table = pd.DataFrame({"case_id": numbered, "group_id": numbered, "foreground": np.nan})
-                table = table.assign(**Place(claim.name, access=level)._asdict())
+                of_images = len(cases) == len(answers.triggered)
+                table = (cases if of_images else _questions(answers)).assign(**Place(claim.name, access=level)._asdict())
                 tables.append(table.assign(**_scored(answers, claim.threshold(answers, level))))
         for null in (one for place, one in listed.items() if place.role == NULL and one.status == "ok"):
             seen = examination.seen(examination.suspect(null).predictor)
