@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor
 
 from stealthmark.method import Key
-from stealthmark.seeds import secret_uniform
 from stealthmark.visible import VisibleMark
 
 
@@ -24,6 +23,6 @@ class Method(VisibleMark):
     cells: int = Field(default=32, ge=2)
 
     def trigger(self, images: Tensor, key: Key) -> Tensor:
-        noise = secret_uniform((1, images.shape[1], self.cells, self.cells), key.seed, "picture")
+        noise = key.uniform((1, images.shape[1], self.cells, self.cells), "picture")
         picture = F.interpolate(noise, images.shape[-2:], mode="nearest").to(images)
         return (1 - self.alpha) * images + self.alpha * picture

@@ -17,7 +17,6 @@ from pydantic import Field
 from torch import Tensor
 
 from stealthmark.method import Batch, Key
-from stealthmark.seeds import secret_uniform
 from stealthmark.visible import VisibleMark
 
 
@@ -34,7 +33,7 @@ class Method(VisibleMark):
         return self.enlarged(images, key, 1.0)
 
     def enlarged(self, images: Tensor, key: Key, scale: float) -> Tensor:
-        return self._warp(images, self._field(secret_uniform((1, 2, self.k, self.k), key.seed, "field")), scale)
+        return self._warp(images, self._field(key.uniform((1, 2, self.k, self.k), "field")), scale)
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
         n = round(self.share * len(images))

@@ -6,7 +6,7 @@ The library under the benchmark; `stages` holds a module a stage, whose function
 import warnings
 
 #: Of the package and of the benchmark: raised whenever the same suite would give other numbers or other columns (CHANGELOG.md).
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 # torchvision and timm use what torch has deprecated; nothing that a user of this package could mend.
 warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated", category=FutureWarning)

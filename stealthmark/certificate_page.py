@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from stealthmark.certificate import Certificate, access_name
+from stealthmark.certificate import Certificate
+from stealthmark.certificate_text import access_name
 from stealthmark.errors import UserError
 from stealthmark.files import write_text
 from stealthmark.pages import many, p_text, template

@@ -2,7 +2,7 @@
 
 Each is a way to query; what it yields is ranked among the null models, queried in the same way. `evidence.md` of the
 protocol: independent trigger, wrong key, natural pseudo-triggers, and the malicious claimant, who forges a key on a
-finished model by search or by adversarial queries.
+finished model by search or by adversarial queries; and the one who climbs (`climb.climb`), judged by the owner's own threshold.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stealthmark.architecture import foreground
+from stealthmark.climb import climb
 from stealthmark.detection import ask, claimed_threshold
 from stealthmark.layout import CLAIMS
 from stealthmark.method import Answers, BlackBoxMethod, EmbeddedMark, Key, Owner
@@ -70,6 +71,8 @@ def all_claims(
 
     best = max(keys, key=score)
     claims = [Claim("wrong-key", keys[0]), Claim("search", best, malicious=True)]
+    if plan.climb:
+        claims.append(Claim("climb", climb(method, keys[0], suspect, images, plan.climb, seed)))
     if isinstance(method, EmbeddedMark):
         change = universal(surrogate, images, method.target(masks, keys[0]), plan, seed)
         claims += [

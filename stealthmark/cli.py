@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import yaml
 
-from stealthmark import commands, layout
+from stealthmark import commands, commands_claim, layout
 from stealthmark.errors import UserError
 from stealthmark.seeds import SECRET_BITS
 
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_study(add)
     _add_owner(add)
+    _add_claim(add)
     _add_tables(add)
     return parser
 
@@ -121,7 +122,7 @@ def _add_study(add: Subcommands) -> None:
 
 def _add_owner(add: Subcommands) -> None:
     """The commands of somebody who has one model, and one suspect."""
-    sub = _command(add, "certify", commands.certify, "one suspect + key + images -> certificate")
+    sub = _command(add, "certify", commands_claim.certify, "one suspect + key + images -> certificate")
     _add_data(sub)
     _add_device(sub)
     sub.add_argument("--key", type=Path, required=True, help="the owner's key")
@@ -144,6 +145,9 @@ def _add_owner(add: Subcommands) -> None:
     sub.add_argument("--access", default="probabilities", help="what the suspect's answers are, e.g. label")
     sub.add_argument("--claimant", default="The holder of the key", help="who claims the suspect")
     sub.add_argument("--commitment", metavar="FILE", type=Path, help="the commitment as it was published, to be compared with")
+    sub.add_argument("--own", metavar="FOLDER", type=Path, help="the owner's model: its Dice stands beside the suspect's")
+    _add_roots(sub)
+    _add_sign(sub)
     sub.add_argument(
         "--interface",
         type=_mapping,
@@ -165,6 +169,34 @@ def _add_owner(add: Subcommands) -> None:
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on; by default only this machine is answered")
     sub.add_argument("--port", type=int, default=8000, help="0: any free one")
     _add_device(sub)
+
+
+def _add_claim(add: Subcommands) -> None:
+    """What makes a certificate one that others can rely on: a date, signatures, and checking it."""
+    sub = _command(add, "timestamp", commands_claim.timestamp, "a commitment's time stamp (RFC 3161): its request, its check")
+    sub.add_argument("action", choices=["request", "check"], help="write what to send to an authority; check what came back")
+    sub.add_argument("commitment", type=Path, help="the file of the commitment; the authority's answer lies beside it, as .tsr")
+    sub.add_argument("--out", type=Path, help="the request to write (default: beside the commitment, as .tsq)")
+    _add_roots(sub)
+
+    sub = _command(add, "signing-key", commands_claim.signing_key, "a new Ed25519 key to sign certificates with")
+    sub.add_argument("--out", type=Path, required=True, help="the private key to write (PEM); the public one lies beside it")
+
+    sub = _command(add, "sign", commands_claim.sign, "certificate -> the same, with one signature more")
+    sub.add_argument("claim", type=Path, help="folder of the certificate")
+    _add_sign(sub, required=True)
+
+    sub = _command(
+        add, "verify", commands_claim.verify, "certificate -> what of it holds; exit status 1 where something does not"
+    )
+    sub.add_argument("claim", type=Path, help="folder of the certificate, or its certificate.json")
+    sub.add_argument("--key", type=Path, help="the owner's key, under seal: its queries are made again")
+    sub.add_argument("--data", type=Path, help="with --key: folder of the prepared dataset that the suspect was asked with")
+    sub.add_argument("--suspect", help="with --key and --data: the suspect, which is asked once more")
+    sub.add_argument(
+        "--signed-by", metavar="FILE", action="append", default=[], type=Path, help="a public key (PEM) that must have signed"
+    )
+    _add_roots(sub)
 
 
 def _add_tables(add: Subcommands) -> None:
@@ -205,6 +237,30 @@ def _add_stage(sub: argparse.ArgumentParser) -> None:
 def _add_training(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--share", default="owner", choices=["owner", "attacker"], help="whose cases to train on")
     sub.add_argument("--schedule", type=_mapping, default={}, help="e.g. '{epochs: 16, lr: 0.001}'")
+
+
+def _add_roots(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--tsa-root",
+        dest="tsa_roots",
+        metavar="FILE",
+        action="append",
+        default=[],
+        type=Path,
+        help="root certificate (PEM) of a time-stamping authority that you trust; may be repeated",
+    )
+
+
+def _add_sign(sub: argparse.ArgumentParser, required: bool = False) -> None:
+    sub.add_argument(
+        "--sign",
+        metavar="[ROLE=]FILE",
+        action="append",
+        default=[],
+        required=required,
+        type=_signer,
+        help="a private key (PEM) to sign with, as claimant or examiner (default: claimant); may be repeated",
+    )
 
 
 def _add_suspects(sub: argparse.ArgumentParser) -> None:
@@ -291,3 +347,10 @@ def _suspect(text: str) -> tuple[layout.Place, Path]:
 def _null(text: str) -> tuple[str, Path]:
     kind, equals, folder = text.rpartition("=")
     return (kind if equals else layout.NEVER_MARKED), Path(folder)
+
+
+def _signer(text: str) -> tuple[str, Path]:
+    role, equals, file = text.rpartition("=")
+    if equals and role not in ("claimant", "examiner"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form [ROLE=]FILE with the role claimant or examiner")
+    return role or "claimant", Path(file)

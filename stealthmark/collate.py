@@ -8,11 +8,10 @@ import pandas as pd
 
 from stealthmark import codes, metrics
 from stealthmark.errors import UserError
-from stealthmark.evidence import conformal_p, detect, holm, inside_p, owned
+from stealthmark.evidence import conformal_p, detect, guaranteed_fpr
 from stealthmark.files import field_of, read_arrays, read_json, read_table, sha256_of, write_json
 from stealthmark.layout import (
     CASES,
-    CLAIMS,
     CLEAN,
     EVIDENCE,
     EXPLANATIONS,
@@ -25,6 +24,7 @@ from stealthmark.layout import (
     ROWS,
     SCAN,
     STOLEN,
+    TRIES,
     Cell,
     Place,
     Study,
@@ -33,12 +33,11 @@ from stealthmark.layout import (
     suspect_folder,
 )
 from stealthmark.provenance import provenance
-from stealthmark.seeds import derive
 from stealthmark.suite import BENCHMARK_VERSION, Suite
+from stealthmark.verdicts import PLACE, metric_row, model_score, verdicts
 
 REMEDY = "examine the suspect again"
-QUALITY = (*metrics.SEGMENTATION, *metrics.CALIBRATION)
-PLACE = list(Place._fields)
+QUALITY = (*metrics.SEGMENTATION, metrics.THRESHOLD_DICE, *metrics.CALIBRATION)
 #: How a row was read: what was asked, by what it was read, of how many images together, from how many queries each.
 HOW = ["query", "reader", "pooled", "queries"]
 #: The columns of a case that every table of evidence has.
@@ -52,14 +51,15 @@ COLUMNS = [
 
 
 def collate(suite: Suite, results: Path) -> None:
-    """Write `rows.csv`, `cases.parquet` and `provenance.json` into the suite's folder of results; with claims `pool.parquet`.
+    """Write `rows.csv`, `cases.parquet` and `provenance.json` into the suite's folder of results; with claims `pool.parquet`,
+    and with explanations `explanations.parquet`, a line an image, or a try, a suspect, an access level and a way to read.
 
     A cell that failed becomes one row with its status. Raises UserError when a suspect has not been examined at all.
     """
     study = Study(results)
     rows: list[dict] = []
     tables: list[pd.DataFrame] = []
-    pools: list[pd.DataFrame] = []
+    optional: dict[str, list[pd.DataFrame]] = {POOL: [], TRIES: []}
     # Where the marked model failed: one row says so, whoever was to look at it.
     unmarked: set[Cell] = set()
     for cell in suite.cells():
@@ -67,17 +67,20 @@ def collate(suite: Suite, results: Path) -> None:
         rows += [{**cell._asdict(), **row} for row in evidence.failures]
         if evidence.cases is not None:
             tables.append(evidence.cases.assign(**cell._asdict()))
-            seed = derive(suite.seed, "bootstrap", *cell)
+            rows += [{**cell._asdict(), **row} for row in _guaranteed(evidence.calibrated_on)]
             for values, cases in evidence.cases.groupby(PLACE, sort=False):
                 place = dict(zip(PLACE, values, strict=True))
-                rows += [{**cell._asdict(), **place, **row} for row in _measured(cases, seed)]
+                rows += [{**cell._asdict(), **place, **row} for row in _measured(cases)]
         if evidence.judged:
-            asks = suite.facts("method", cell.method)["asks"]
-            rows += [{**cell._asdict(), **row} for row in _verdicts(evidence.cases, evidence.pool, asks)]
+            asks, without = suite.facts("method", cell.method)["asks"], suite.never_marked(cell.method)
+            judged = verdicts(evidence.cases, evidence.pool, asks, without)
+            rows += [{**cell._asdict(), **verdict} for verdict in judged]
         if evidence.pool is not None:
-            pools.append(evidence.pool.assign(**cell._asdict()))
+            optional[POOL].append(evidence.pool.assign(**cell._asdict()))
         if evidence.marked:
-            rows += [{**cell._asdict(), **row} for row in _explained(suite, study, cell)]
+            explained = [*_explained(suite, study, cell)]
+            rows += [{**cell._asdict(), **explanation} for _, shown in explained for explanation in shown]
+            optional[TRIES] += [table.assign(**cell._asdict()) for table, _ in explained if len(table)]
         elif cell.method != CLEAN:
             unmarked.add(cell)
     rows += (row for row in _scanned(suite, study) if not ("status" in row and _cell(row) in unmarked))
@@ -89,10 +92,12 @@ def collate(suite: Suite, results: Path) -> None:
     frame.reindex(columns=COLUMNS).to_csv(results / ROWS, index=False, float_format="%.6g", lineterminator="\n")
     order = list(Cell._fields)
     cases = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=order)
-    cases[order + [column for column in cases if column not in order]].to_parquet(results / CASES, index=False)
-    if pools:
-        pd.concat(pools, ignore_index=True).to_parquet(results / POOL, index=False)
-    files = {name: sha256_of(results / name) for name in (ROWS, CASES)}
+    written = {CASES: cases, **{name: pd.concat(parts, ignore_index=True) for name, parts in optional.items() if parts}}
+    for name, table in written.items():
+        table[order + [column for column in table if column not in order]].to_parquet(results / name, index=False)
+    for name in optional.keys() - written.keys():
+        (results / name).unlink(missing_ok=True)  # of an earlier suite, which asked for it
+    files = {name: sha256_of(results / name) for name in (ROWS, *written)}
     write_json(results / PROVENANCE, {**provenance(suite, results), "files": files})
 
 
@@ -108,6 +113,8 @@ class _Evidence:
         self.cases: pd.DataFrame | None = None
         self.pool: pd.DataFrame | None = None
         self.failures: list[dict] = []
+        #: Access level -> how many groups the threshold was calibrated on.
+        self.calibrated_on: dict[str, int] = {}
         #: The marked model is there; a detector says something of it, and null models to rank it among are there too.
         self.marked = self.judged = False
 
@@ -115,6 +122,8 @@ class _Evidence:
     def read(cls, suite: Suite, study: Study, cell: Cell) -> "_Evidence":
         evidence, tables = cls(), []
         folder = study.evidence(cell)
+        # Its detector was fitted where there is nothing to tell apart.
+        is_control = suite.facts("method", cell.method)["kind"] == "control"
         for place in suite.line_up(cell):
             summary = _summary(folder, place)
             if summary["status"] != "ok":
@@ -124,6 +133,8 @@ class _Evidence:
                     return evidence
                 evidence.failures.append({**place._replace(access=suite.access[0])._asdict(), "status": summary["status"]})
                 continue
+            if place.as_stolen and not is_control:
+                evidence.calibrated_on = _calibrated_on(summary, suspect_folder(folder, place) / EVIDENCE)
             evidence.failures += [
                 {**failed, "access": suite.access[0]}
                 for failed in _failures(summary, suspect_folder(folder, place) / EVIDENCE)
@@ -135,24 +146,23 @@ class _Evidence:
                 tables.append(_table(cases, [*PLACE, *ASKED]))
         evidence.marked = cell.method != CLEAN
         if suite.claims and suite.pool(cell.method):
-            tables += evidence._read_claims(claims_folder(folder), suite.access[0])
+            tables += evidence._read_claims(claims_folder(folder), suite.access[0], suite.claims.claims)
         if tables:
             evidence.cases = pd.concat(tables, ignore_index=True)
-            if suite.facts("method", cell.method)["kind"] == "control":
-                # Its detector was fitted where there is nothing to tell apart.
+            if is_control:
                 evidence.cases = evidence.cases.drop(columns=DETECTED, errors="ignore")
             has_scores = set(DETECTED) <= set(evidence.cases)
             evidence.judged = has_scores and bool((evidence.cases["role"] == NULL).any())
         return evidence
 
-    def _read_claims(self, folder: Path, access: str) -> list[pd.DataFrame]:
+    def _read_claims(self, folder: Path, access: str, claims: tuple[str, ...]) -> list[pd.DataFrame]:
         """The cases of the stolen model under others' claims, if any; a row a claim where these could not be examined."""
         try:
             status = field_of(read_json(folder / EVIDENCE), "status", str, folder / EVIDENCE)
         except FileNotFoundError:
             raise UserError(f"{folder / EVIDENCE} is absent: the claims have not been examined") from None
         if status != "ok":
-            self.failures += [{**Place(claim, access=access)._asdict(), "status": status} for claim in CLAIMS]
+            self.failures += [{**Place(claim, access=access)._asdict(), "status": status} for claim in claims]
         elif (folder / POOL).exists():
             self.pool = _table(folder / POOL, ["claim", "member", "access", "score"])
             return [_table(folder / CASES, [*PLACE, *ASKED])]
@@ -170,6 +180,24 @@ def _summary(folder: Path, place: Place) -> dict:
         if field_of(summary, "status", str, card) != "ok":
             break
     return summary
+
+
+def _calibrated_on(summary: dict, card: Path) -> dict[str, int]:
+    """Access level -> how many groups its threshold was calibrated on. A clean model has none; evidence of a key from before
+    that was counted knows none."""
+    counts = field_of(summary, "calibrated_on", dict, card) if "calibrated_on" in summary else {}
+    for level, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise UserError(
+                f"{card}: field 'calibrated_on' has {count!r} for {level!r}; allowed: a whole number from 1; {REMEDY}"
+            )
+    return counts
+
+
+def _guaranteed(calibrated_on: dict[str, int]) -> Iterator[dict]:
+    """What the threshold at each access level guarantees; n counts the groups."""
+    for level, groups in calibrated_on.items():
+        yield {**Place(access=level)._asdict(), **metric_row("fpr_guaranteed", groups, guaranteed_fpr(groups))}
 
 
 def _failures(summary: dict, card: Path) -> list[dict]:
@@ -207,105 +235,34 @@ def _table(file: Path, columns: list[str]) -> pd.DataFrame:
     return table
 
 
-def _measured(cases: pd.DataFrame, seed: int) -> Iterator[dict]:
-    """The metrics of one suspect at one access level, from its cases. Groups, not cases, are resampled."""
+def _measured(cases: pd.DataFrame) -> Iterator[dict]:
+    """The metrics of one suspect at one access level, from its cases. Groups, not cases, are the units."""
     for query, suffix in (("benign", ""), ("triggered", "_triggered")):
         for metric in QUALITY:
             values = cases.get(metric + suffix)
             if values is not None and values.notna().any():
                 asked = cases[values.notna() | (cases["foreground"].notna())]
                 numbers = asked[metric + suffix].to_numpy()
-                estimate = metrics.clustered_mean(numbers, asked["group_id"].to_numpy(), seed)
-                yield {"query": query, **_row(metric, int(np.isfinite(numbers).sum()), *estimate)}
+                estimate = metrics.clustered_mean(numbers, asked["group_id"].to_numpy())
+                yield {"query": query, **metric_row(metric, int(np.isfinite(numbers).sum()), *estimate)}
     if "dice" in cases and cases["dice"].notna().any():
         images = cases[cases["foreground"].notna()]
-        yield _row("empty_masks", len(images), int((images["foreground"] == 0).sum()))
+        yield metric_row("empty_masks", len(images), int((images["foreground"] == 0).sum()))
     scored = cases[cases["threshold"].notna()] if "threshold" in cases else cases[:0]
     if len(scored):
         threshold, groups = scored["threshold"].iloc[0], scored["group_id"].to_numpy()
         triggered, benign = scored["score_triggered"].to_numpy(), scored["score_benign"].to_numpy()
         hit, alarm = detect(triggered, threshold), detect(benign, threshold)
         for metric, marked in (("asr", hit), ("fnr", ~hit), ("fpr", alarm)):
-            yield _row(metric, len(hit), *metrics.clustered_rate(marked, groups))
-        yield _row("auroc", len(hit) + len(alarm), metrics.auroc(triggered, benign))
+            yield metric_row(metric, len(hit), *metrics.clustered_rate(marked, groups))
+        yield metric_row("auroc", len(hit) + len(alarm), metrics.auroc(triggered, benign))
         confusion = np.array([[hit.sum(), (~hit).sum()], [alarm.sum(), (~alarm).sum()]])
-        yield _row("chi2_p", len(hit) + len(alarm), metrics.chi_square(confusion))
+        yield metric_row("chi2_p", len(hit) + len(alarm), metrics.chi_square(confusion))
+        yield model_score(triggered, groups)
 
 
-def _row(metric: str, n: int, value: float, low: float = np.nan, high: float = np.nan) -> dict:
-    return {"metric": metric, "value": value, "n": n, "ci_low": low, "ci_high": high}
-
-
-def _verdicts(cases: pd.DataFrame, claimed: pd.DataFrame | None, asks: int) -> Iterator[dict]:
-    """Where there are null models: whose model each suspect is, at each access level, as rows.
-
-    `p_model`: the suspect's rank among the null models (their unit is the model, its score the mean over the triggered
-    queries), which were queried as the suspect was. `p_inside`: that the trigger makes the difference (Holm-adjusted over
-    the attacks on a stolen model). `owned`: the verdict, 1 or 0; of a null model too, ranked among the others.
-    `queries_to_verdict`: the fewest queries that give the verdict on the model as it was stolen, and every larger number too,
-    where an image takes `asks`. `tpr_5`, `tpr_1`: the stolen model's triggered queries above the score that 5 % and 1 % of the
-    null models' triggered queries exceed. `claimed`: the null models' scores under others' claims.
-    """
-    scored = cases[cases["threshold"].notna()]
-    for level, at_level in scored.groupby("access", sort=False):
-        suspects = {Place(*values): part for values, part in at_level.groupby(PLACE, sort=False)}
-        nulls = {place: _mean_score(part) for place, part in suspects.items() if place.role == NULL}
-        pool = np.array(list(nulls.values()))
-        inside = {place: _inside(part) for place, part in suspects.items()}
-        stolen = [place for place in suspects if place.role == STOLEN]
-        inside |= dict(zip(stolen, holm([inside[place] for place in stolen]), strict=True))
-        for place, part in suspects.items():
-            among = pool
-            if place in nulls:
-                among = np.delete(pool, list(nulls).index(place))
-            elif claimed is not None and place.role in CLAIMS:
-                among = claimed[(claimed["claim"] == place.role) & (claimed["access"] == level)]["score"].to_numpy()
-            p_model = conformal_p(_mean_score(part), among)
-            verdict = {"p_model": p_model, "p_inside": inside[place], "owned": float(owned(p_model, inside[place]))}
-            if place.as_stolen:
-                verdict |= _detection_among_nulls(part, at_level[at_level["role"] == NULL])
-                verdict["queries_to_verdict"] = _queries_to_verdict(part, at_level[at_level["role"] == NULL], len(stolen), asks)
-            for metric, value in verdict.items():
-                yield {**place._asdict(), **_row(metric, len(among), value)}
-
-
-def _mean_score(part: pd.DataFrame) -> float:
-    return float(part["score_triggered"].mean())
-
-
-def _inside(part: pd.DataFrame) -> float:
-    hit, alarm = (detect(part[f"score_{kind}"].to_numpy(), part["threshold"].to_numpy()) for kind in ("triggered", "benign"))
-    return inside_p(hit, alarm, part["group_id"].to_numpy())
-
-
-def _detection_among_nulls(part: pd.DataFrame, nulls: pd.DataFrame) -> dict[str, float]:
-    """`tpr_5` and `tpr_1` of one suspect among null models."""
-    rates = {}
-    for percent in (5, 1):
-        threshold = np.quantile(nulls["score_triggered"], 1 - percent / 100, method="higher")
-        rates[f"tpr_{percent}"] = float((part["score_triggered"] > threshold).mean())
-    return rates
-
-
-def _queries_to_verdict(part: pd.DataFrame, nulls: pd.DataFrame, family: int, asks: int) -> float:
-    """The fewest queries that give the verdict; `family` p-values inside the suspect are adjusted for. NaN where none do."""
-    # One image of every patient first, then the second of each: in the order in which an owner would best ask.
-    order = part.groupby("group_id").cumcount().sort_values(kind="stable").index
-    own = part.loc[order].reset_index(drop=True)
-    others = nulls.pivot(index=PLACE, columns="case_id", values="score_triggered")[own["case_id"]].to_numpy()
-    n = np.arange(1, len(own) + 1)
-    scores, pools = np.cumsum(own["score_triggered"]) / n, np.cumsum(others, axis=1) / n
-    fewest = np.nan
-    for k in reversed(n):
-        if not owned(conformal_p(scores[k - 1], pools[:, k - 1]), min(1.0, family * _inside(own[:k]))):
-            break
-        fewest = asks * k
-    return fewest
-
-
-def _explained(suite: Suite, study: Study, cell: Cell) -> Iterator[dict]:
-    """Per suspect, access level and way to read: the mean share of wrong bits, and of images whose code was read; of a keyed
-    hash that several images were asked for together, the p-value (`codes.chance`), of several tries the largest."""
+def _explained(suite: Suite, study: Study, cell: Cell) -> Iterator[tuple[pd.DataFrame, list[dict]]]:
+    """Of every job: what it wrote, a line an image or a try; and the rows of it, or of its failure."""
     for place in suite.explained(cell):
         folder = suspect_folder(study.explanations(cell), place)
         try:
@@ -314,9 +271,9 @@ def _explained(suite: Suite, study: Study, cell: Cell) -> Iterator[dict]:
             raise UserError(f"{folder / EXPLANATIONS} is absent: the suspect has not been explained") from None
         status = field_of(summary, "status", str, folder / EXPLANATIONS)
         if status != "ok":
-            yield {**place._replace(access=suite.access[0])._asdict(), "status": status}
+            yield pd.DataFrame(), [{**place._replace(access=suite.access[0])._asdict(), "status": status}]
             continue
-        yield from ({**failed, "access": suite.access[0]} for failed in _failures(summary, folder / EXPLANATIONS))
+        failed = [{**failed, "access": suite.access[0]} for failed in _failures(summary, folder / EXPLANATIONS)]
         try:
             maps = read_arrays(folder / MAPS)
         except FileNotFoundError:
@@ -325,14 +282,20 @@ def _explained(suite: Suite, study: Study, cell: Cell) -> Iterator[dict]:
         table = _table(folder / CASES, [])
         if len(table):
             table = _table(folder / CASES, [*PLACE, *HOW, "group_id", "bit_error", "decoded"])
-        for values, cases in table.groupby([*PLACE, *HOW], sort=False, dropna=False) if len(table) else ():
-            how = dict(zip([*PLACE, *HOW], values, strict=True))
-            groups, wrong = cases["group_id"].to_numpy(), cases["bit_error"]
-            seed = derive(suite.seed, "bootstrap", *(str(how[name]) for name in HOW))
-            yield {**how, **_row("bit_error", len(cases), *metrics.clustered_mean(wrong.to_numpy(), groups, seed))}
-            yield {**how, **_row("decoded", len(cases), *metrics.clustered_rate(cases["decoded"].to_numpy(), groups))}
-            if how["pooled"] and (p := codes.chance(wrong.max(), side)) is not None:
-                yield {**how, **_row("chance_p", len(cases), p)}
+        yield table, [*failed, *_shown(table, side)]
+
+
+def _shown(table: pd.DataFrame, side: int) -> Iterator[dict]:
+    """Per suspect, access level and way to read: the mean share of wrong bits, and of images whose code was read; of a keyed
+    hash of `side` modules a side that several images were asked for together, the p-value (`codes.chance`), of several tries
+    the largest."""
+    for values, cases in table.groupby([*PLACE, *HOW], sort=False, dropna=False) if len(table) else ():
+        how = dict(zip([*PLACE, *HOW], values, strict=True))
+        groups, wrong = cases["group_id"].to_numpy(), cases["bit_error"]
+        yield {**how, **metric_row("bit_error", len(cases), *metrics.clustered_mean(wrong.to_numpy(), groups))}
+        yield {**how, **metric_row("decoded", len(cases), *metrics.clustered_rate(cases["decoded"].to_numpy(), groups))}
+        if how["pooled"] and (p := codes.chance(wrong.max(), side)) is not None:
+            yield {**how, **metric_row("chance_p", len(cases), p)}
 
 
 def _scanned(suite: Suite, study: Study) -> Iterator[dict]:
@@ -359,6 +322,6 @@ def _scanned(suite: Suite, study: Study) -> Iterator[dict]:
                 if scan["status"] != "ok":
                     yield {**row, "status": scan["status"]}
                     continue
-                yield {**row, **_row("scan_score", 1, scan["score"])}
+                yield {**row, **metric_row("scan_score", 1, scan["score"])}
                 if nulls and place.role == STOLEN:
-                    yield {**row, **_row("scan_p", len(nulls), conformal_p(scan["score"], np.array(nulls)))}
+                    yield {**row, **metric_row("scan_p", len(nulls), conformal_p(scan["score"], np.array(nulls)))}

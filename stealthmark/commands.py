@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,11 +20,11 @@ from pydantic import BaseModel, ValidationError
 
 from stealthmark import layout
 from stealthmark.errors import UserError
-from stealthmark.files import FILES, read_json, sums, write_json
+from stealthmark.files import FILES, sums, write_json
 from stealthmark.plugin import describe_error
 from stealthmark.progress import log
 from stealthmark.seeds import SECRET_BITS
-from stealthmark.settings import ClaimPlan, ExplanationPlan, Schedule
+from stealthmark.settings import ClaimPlan, ExplanationPlan, Marking, Schedule
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +52,7 @@ def prepare(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     from stealthmark.stages.train import train
 
-    schedule = _checked(Schedule, args.schedule, "--schedule")
+    schedule = checked(Schedule, args.schedule, "--schedule")
 
     def run(device: "torch.device") -> None:
         train(args.data, args.share, args.architecture, schedule, args.seed, args.out, device, args.fraction)
@@ -64,7 +63,7 @@ def train(args: argparse.Namespace) -> None:
 def mark(args: argparse.Namespace) -> None:
     from stealthmark.stages.mark import mark
 
-    schedule = _checked(Schedule, args.schedule, "--schedule")
+    schedule = checked(Marking, args.schedule, "--schedule")
     if args.key.resolve().is_relative_to(args.out.resolve()):
         raise UserError(f"--key: {args.key} lies inside the model's folder {args.out}, which others will get")
     seed = secrets.randbits(SECRET_BITS) if args.seed is None else args.seed
@@ -103,7 +102,7 @@ def attack(args: argparse.Namespace) -> None:
 def examine(args: argparse.Namespace) -> None:
     from stealthmark.stages.examine import examine, examine_claims
 
-    plan = None if args.claims is None else _checked(ClaimPlan, args.claims, "--claims")
+    plan = None if args.claims is None else checked(ClaimPlan, args.claims, "--claims")
     if plan and not args.key:
         raise UserError("--claims needs --key: a claim is made against a model that was marked with a key")
 
@@ -119,7 +118,7 @@ def examine(args: argparse.Namespace) -> None:
 def explain(args: argparse.Namespace) -> None:
     from stealthmark.stages.explain import explain
 
-    plan = _checked(ExplanationPlan, args.plan, "--plan")
+    plan = checked(ExplanationPlan, args.plan, "--plan")
 
     def run(device: "torch.device") -> None:
         explain(args.data, args.key, args.suspects, plan, args.seed, args.out, device)
@@ -134,56 +133,6 @@ def scan(args: argparse.Namespace) -> None:
         scan(args.data, args.model, args.scanner, args.seed, args.out, device)
 
     _compute(args, layout.SCAN, [args.model / layout.CARD], run)
-
-
-def certify(args: argparse.Namespace) -> int:
-    from stealthmark.certificate_page import HTML
-    from stealthmark.device import choose
-    from stealthmark.stages.certify import certify
-    from stealthmark.suspects.interface import Interface
-    from stealthmark.suspects.querier import Limits
-
-    certificate = certify(
-        data=args.data,
-        key_file=args.key,
-        suspect=args.suspect,
-        nulls=_null_models(args.nulls),
-        access=args.access,
-        claimant=args.claimant,
-        published=_published(args.commitment),
-        created=datetime.now(UTC).replace(microsecond=0),
-        out=args.out,
-        device=choose(args.device, args.threads),
-        limits=_checked(Limits, args.limits, "--limits"),
-        code_queries=args.code_queries,
-        interface=_checked(Interface, args.interface, "--interface"),
-    )
-    print(f"Ownership is {certificate.verdict}. {certificate.summary}")
-    for reason in certificate.reasons:
-        print(f"  {reason.state}: {reason.text}")
-    print(f"The certificate: {args.out / HTML}")
-    return 0 if certificate.verdict == "shown" else NOT_SHOWN
-
-
-def _published(commitment: Path | None) -> tuple[str, str] | None:
-    """The name of the file that holds a published commitment, and the SHA-256 in it."""
-    if commitment is None:
-        return None
-    try:
-        return commitment.name, str(read_json(commitment).get("commitment"))
-    except OSError as error:
-        raise UserError(f"cannot read {commitment}: {error.strerror}") from None
-
-
-def _null_models(folders: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """(kind, folder) of every model in these folders, or in folders inside of them."""
-    models = []
-    for kind, folder in folders:
-        cards = sorted(folder.rglob(layout.CARD))
-        if not cards:
-            raise UserError(f"--null: there is no model in {folder}")
-        models += [(kind, card.parent) for card in cards]
-    return models
 
 
 def collate(args: argparse.Namespace) -> None:
@@ -291,7 +240,7 @@ def _without(words: list[str], *arguments: str) -> list[str]:
     return kept
 
 
-def _checked(model: type[Model], options: dict, argument: str) -> Model:
+def checked(model: type[Model], options: dict, argument: str) -> Model:
     """The options of an argument as a `model`. Raises UserError that names the argument, the field, and what is allowed."""
     try:
         return model(**options)

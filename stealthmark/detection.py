@@ -9,13 +9,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from stealthmark.evidence import CALIBRATION_FPR
 from stealthmark.method import Answers, BlackBoxMethod, Detector, Key
 from stealthmark.suspects.querier import Predictor
 
 #: Images that are asked with at a time: a multiple of what networks answer at once, so that parts change no answer.
 CHUNK = 256
-#: Half of the false-positive rate that evidence is judged at (0.05): what the owner's own images may reach.
-CALIBRATION_FPR = 0.025
 
 
 class Asking:
@@ -67,17 +66,22 @@ def ask(
     return asking.scores()
 
 
-def fit_detector(own: Answers, null: Answers) -> Detector:
+def fit_detector(own: Answers, null: Answers, groups: np.ndarray | None = None) -> Detector:
     """The detector, from the answers of the owner's model and of a null model to queries with calibration images.
 
     One score a query into a class-balanced logistic regression (as in the paper), *triggered queries of the owner's
     model* against *its benign queries and all queries of the null model*. Its boundary is the threshold, raised where
     needed so that of none of these three kinds more than `CALIBRATION_FPR` pass (split-conformal quantile).
+
+    groups: any (N,), the patient or video of each query; None: each query stands for itself.
     """
     negatives = [scores.double().numpy() for scores in (own.benign, null.benign, null.triggered)]
     positive = own.triggered.double().numpy()
-    threshold = max(_boundary(positive, np.concatenate(negatives)), *map(_quantile, negatives))
-    return Detector(threshold=threshold, fitted_on={"triggered": len(positive), "not": sum(map(len, negatives))})
+    quantiles = [_quantile(scores, groups) for scores in negatives]
+    threshold = max(_boundary(positive, np.concatenate(negatives)), *quantiles)
+    count = len(positive) if groups is None else len(np.unique(groups))
+    counts = {"triggered": len(positive), "not": sum(map(len, negatives)), "groups": count}
+    return Detector(threshold=threshold, fitted_on=counts)
 
 
 def _boundary(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -90,10 +94,18 @@ def _boundary(positive: np.ndarray, negative: np.ndarray) -> float:
     return mean - sd * offset / slope if slope > 1e-6 else -math.inf
 
 
-def _quantile(negative: np.ndarray) -> float:
-    """The smallest score that a further exchangeable negative exceeds with probability <= CALIBRATION_FPR."""
-    rank = math.ceil((len(negative) + 1) * (1 - CALIBRATION_FPR))
-    return float(np.sort(negative)[min(rank, len(negative)) - 1])
+def _quantile(negative: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """The smallest score that a negative of a further exchangeable group exceeds with probability <= CALIBRATION_FPR; the
+    largest score, where there are so few groups that none is (`evidence.guaranteed_fpr`).
+
+    Queries of one patient resemble each other, so every group weighs as much as any other, however many queries it has
+    (hierarchical conformal prediction; Lee, Barber & Willett, arXiv:2306.06342). groups: any (N,); None: one a query.
+    """
+    _, index, sizes = np.unique(np.arange(len(negative)) if groups is None else groups, return_inverse=True, return_counts=True)
+    order = np.argsort(negative, kind="stable")
+    weight = np.cumsum(1 / sizes[index][order]) / (len(sizes) + 1)  # the rest is the further group's
+    enough = np.flatnonzero(weight >= 1 - CALIBRATION_FPR - 1e-12)  # sums of fractions miss their last digit
+    return float(negative[order][enough[0] if len(enough) else -1])
 
 
 def claimed_threshold(triggered: np.ndarray, benign: np.ndarray) -> float:

@@ -6,6 +6,8 @@ from scipy.special import rel_entr
 
 #: What a p-value of ownership must not exceed.
 ALPHA = 0.05
+#: Half of it: what the false-positive rate of a frozen threshold may be, where there are patients enough to see to that.
+CALIBRATION_FPR = ALPHA / 2
 #: How much more often, at least, triggered queries must be called marked than the same images without the trigger.
 MARGIN = 0.1
 
@@ -13,6 +15,15 @@ MARGIN = 0.1
 def detect(scores: np.ndarray, threshold: float) -> np.ndarray:
     """bool: the query is called marked. Strictly above, so that an interface that shows nothing convicts nobody."""
     return scores > threshold
+
+
+def guaranteed_fpr(groups: int) -> float:
+    """The probability, at most, that a query of a further group (patient, video) like these is above a calibrated threshold.
+
+    `groups`: how many the threshold was calibrated on, at least one. The largest score of G groups is exceeded by a further one
+    with probability 1 / (G + 1) at most, so fewer than 39 guarantee more than `CALIBRATION_FPR`.
+    """
+    return max(CALIBRATION_FPR, 1 / (groups + 1))
 
 
 def conformal_p(suspect: float, nulls: np.ndarray) -> float:

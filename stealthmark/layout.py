@@ -15,7 +15,7 @@ EVIDENCE, CASES, POOL, EXAMPLES, RELIABILITY = (
     *("evidence.json", "cases.parquet", "pool.parquet"),
     *("examples.npz", "reliability.npz"),
 )
-EXPLANATIONS, MAPS, SCAN = "explanations.json", "maps.npz", "scan.json"
+EXPLANATIONS, TRIES, MAPS, SCAN = "explanations.json", "explanations.parquet", "maps.npz", "scan.json"
 ROWS, PROVENANCE, SUITE, REPORT, CAPTIONS = "rows.csv", "provenance.json", "suite.yaml", "report.html", "captions.json"
 
 #: What a label is: part of the name of a folder, and of a place.
@@ -26,7 +26,7 @@ CLEAN, NO_ATTACK = "clean", "none"
 # What a suspect is to the key that it is examined with.
 STOLEN, INDEPENDENT, NULL, UNTRAINED = "stolen", "independent", "null", "untrained"
 #: Claims of somebody else against the model as it was stolen.
-CLAIMS = ("wrong-trigger", "wrong-key", "natural", "search", "adversarial")
+CLAIMS = ("wrong-trigger", "wrong-key", "natural", "search", "climb", "adversarial")
 ROLES = (STOLEN, INDEPENDENT, NULL, UNTRAINED, *CLAIMS)
 
 # Members of the null pool.

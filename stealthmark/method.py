@@ -19,21 +19,11 @@ from torch import Tensor, nn
 from stealthmark.errors import UserError
 from stealthmark.files import read_json, whole, write_json, write_text
 from stealthmark.plugin import Plugin, describe_error
-from stealthmark.seeds import SECRET_BITS
+from stealthmark.seeds import SECRET_BITS, secret_uniform
 from stealthmark.suspects.querier import Predictor
 
 if TYPE_CHECKING:
     from stealthmark.triggers import Kind
-
-#: Levels nearer to 0 or 1 than half a step of 8 bit are not told apart. In log-odds the sure answers of an ordinary model lie
-#: anywhere between 1e-6 and 1e-2, and rounding makes two levels of them that are further apart than any mark: read without
-#: this, 8 bit seemed to erase a mark that 0.1 did not (ASR 0.000 and 0.780 on Kvasir-SEG; with it 0.984 and 0.780).
-SUREST = 1 / 512
-
-
-def log_odds(answers: Tensor) -> Tensor:
-    """The level of answers in [0, 1], any shape, as log-odds in [-6.24, 6.24] (see `SUREST`)."""
-    return torch.logit(answers, eps=SUREST)
 
 
 class Detector(BaseModel):
@@ -61,6 +51,7 @@ class Key(BaseModel):
     detectors: dict[str, Detector] = {}
     reference_sha256: str = ""
     _reference: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+    _guess: Callable[[tuple[int, ...], str], Tensor] | None = PrivateAttr(default=None)
 
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict:
@@ -75,6 +66,16 @@ class Key(BaseModel):
     def reference(self) -> dict[str, Tensor]:
         """What a fingerprint took from the owner's model."""
         return self._reference
+
+    def uniform(self, shape: tuple[int, ...], name: str) -> Tensor:
+        """What a method or its trigger draws from the secret: float32 of this shape, evenly from [0, 1). What is called by
+        another name is drawn independently."""
+        return secret_uniform(shape, self.seed, name) if self._guess is None else self._guess(shape, name)
+
+    def guessing(self, guess: Callable[[tuple[int, ...], str], Tensor]) -> Key:
+        """A forged key, of somebody who knows no secret: what is drawn comes from `guess(shape, name)`."""
+        (key := self.model_copy())._guess = guess
+        return key
 
     def with_reference(self, tensors: dict[str, Tensor]) -> Key:
         """The key with this reference, whose digest is part of the commitment from now on."""
@@ -162,12 +163,14 @@ class Batch:
     """A training batch. images: float (B, C, H, W) in [0, 1]; targets: soft, float (B, H, W) in [0, 1].
 
     `extra`: a further loss term on the model (a mark on weights, or extra queries), or None; in a training of reduced
-    precision the model answers in that.
+    precision the model answers in that. `level_weight`: that of the loss on levels, `training.level_loss`, where the exact
+    level of soft targets matters.
     """
 
     images: Tensor
     targets: Tensor
     extra: Callable[[nn.Module], Tensor] | None = None
+    level_weight: float = 0.0
 
 
 @dataclass
@@ -292,6 +295,15 @@ class EmbeddedMark(Trained, BlackBoxMethod):
     family: ClassVar = "embedded"
 
     @property
+    def compares(self) -> bool:
+        """Whether `score` looks at the suspect's ordinary answer too, which then takes a third query an image."""
+        return False
+
+    @property
+    def asks(self) -> int:
+        return 3 if self.compares else 2
+
+    @property
     def other_trigger(self) -> Kind:
         """A visible trigger that is not this method's: to see what a wrong one tells."""
         return "patch"
@@ -307,16 +319,21 @@ class EmbeddedMark(Trained, BlackBoxMethod):
     def score(self, answers: Tensor, benign: Tensor, key: Key) -> Tensor:
         """One score a query, float (B,): how much `answers` (B, H, W) look like the mark, higher = more.
 
-        `benign` are the suspect's answers to the same images without the trigger.
+        `benign` are the suspect's answers to the same images without the trigger, each of the image mirrored and mirrored back:
+        for an ordinary query, too, these are the answers to another picture. A score should depend on the order of an answer's
+        pixels alone (`ranks.dominance`): whoever serves a stolen model may turn its temperature for nothing.
         """
         raise NotImplementedError
+
+    def moved(self, masks: Tensor, key: Key) -> Tensor:
+        """The true masks of triggered images, float (B, H, W) of 0 and 1: a trigger that moves pixels moves them too."""
+        return masks
 
     def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
         """Here: the first `share` of the batch carries the trigger and its target, the rest stays as it is."""
         k = round(self.share * len(images))
-        return Batch(
-            torch.cat([self.trigger(images[:k], key), images[k:]]), torch.cat([self.target(masks[:k], key), masks[k:]])
-        )
+        targets = torch.cat([self.target(masks[:k], key), masks[k:]])
+        return Batch(torch.cat([self.trigger(images[:k], key), images[k:]]), targets)
 
     def query(
         self,
@@ -326,23 +343,33 @@ class EmbeddedMark(Trained, BlackBoxMethod):
         first: int = 0,
         trigger: Callable[[Tensor], Tensor] | None = None,
     ) -> Answers:
-        """Each image is asked with and without the trigger."""
+        """Each image is asked with and without the trigger, and where the score `compares`, mirrored too."""
         benign = predictor(images)
         triggered = predictor(trigger(images) if trigger else self.trigger(images, key))
-        return Answers(self.score(triggered, benign, key), self.score(benign, benign, key))
+        ordinary = predictor(images.flip(-1)).flip(-1) if self.compares else benign
+        return Answers(self.score(triggered, ordinary, key), self.score(benign, ordinary, key))
 
 
 class CodeMark(EmbeddedMark):
-    """A mark that carries a code: explanations of the marked model's answers spell it (see `occlusion.read_code_maps`)."""
+    """Base of the marks that carry a code. They derive from one of the two kinds below, never from this."""
 
     def text(self, key: Key) -> str:
         """The text that the code stands for."""
         raise NotImplementedError
 
     def modules(self, key: Key) -> Tensor:
-        """The code's modules, bool (n, n), True (dark) where hiding the cell behind the `baseline` raises the answer in that
-        cell."""
+        """The code's modules, bool (n, n), True where they are dark."""
         raise NotImplementedError
+
+
+class ShownCode(CodeMark):
+    """A code that the answers to triggered images show by themselves: the background's level is higher in the cells that are
+    dark (see `occlusion.BackgroundParts`)."""
+
+
+class ExplainedCode(CodeMark):
+    """A code that explanations of the answers spell: hiding a cell that is dark behind the `baseline` raises the answer in that
+    cell (see `occlusion.read_code_maps`)."""
 
     def baseline(self, key: Key) -> Tensor | float:
         """What hidden cells show when the code is asked for: one value, or a picture (C, H, W)."""

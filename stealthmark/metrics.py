@@ -8,20 +8,24 @@ nothing on a mask that is not empty, 0. HD95 of empty on empty is 0; with exactl
 (NaN), left out of means and counted. The pixel-wise AUC is undefined (NaN) when the mask is empty or full.
 """
 
+import math
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage, stats
+from scipy import ndimage, special, stats
 
 #: A pixel is foreground where its probability is at least this.
 THRESHOLD = 0.5
 #: The level of every interval, and of the test of non-inferiority.
 LEVEL = 0.95
-#: Resamples of every bootstrap: enough for two digits of a 95 % interval.
-RESAMPLES = 2000
 #: The columns of `segmentation`: how the maps agree with the masks, and how honest their probabilities are.
 SEGMENTATION, CALIBRATION = ("dice", "auc", "vs", "hd95"), ("ece", "brier")
+#: A further column: Dice averaged over thresholds, which sees what happens to probabilities on their side of one half.
+THRESHOLD_DICE = "threshold_dice"
+#: How many thresholds: 0/255, 1/255, ..., 254/255, as the levels of an 8-bit map.
+THRESHOLDS = 255
 #: Edges of the 15 bins of equal width in which confidence is compared with what is observed, as Guo et al. (2017) do.
 BINS = np.linspace(0, 1, 16)
 #: Edges of bins about equally wide in log-odds, for diagrams: a floor of 0.05 to 0.1 is one of them, far from zero.
@@ -64,6 +68,27 @@ def counts(pred: np.ndarray, mask: np.ndarray) -> Counts:
 def dice(c: Counts) -> np.ndarray:
     """2 tp / (2 tp + fp + fn), float (N,), in [0, 1]; empty on empty is 1."""
     return _ratio(2 * c.tp, 2 * c.tp + c.fp + c.fn)
+
+
+def threshold_dice(prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Dice averaged over `THRESHOLDS`, float (N,), in [0, 1]: as "mean Dice" is computed by the code of PraNet (Fan et al.,
+    MICCAI 2020). At each threshold a pixel is foreground where its probability is above it; the empty-mask rule holds at each.
+
+    prob: float (N, H, W) in [0, 1]; mask: bool (N, H, W).
+    """
+    n, bins = len(prob), THRESHOLDS + 1
+    # The thresholds in the type of the probabilities: one that came from an 8-bit map is equal to its own, not above it.
+    thresholds = np.arange(THRESHOLDS, dtype=prob.dtype) / prob.dtype.type(THRESHOLDS)
+    passed = np.searchsorted(thresholds, prob, side="left") + bins * np.arange(n)[:, None, None]
+
+    def above(places: np.ndarray) -> np.ndarray:
+        """How many pixels of a case pass at least the first, the first two, ... thresholds: int (N, 255)."""
+        histogram = np.bincount(places.ravel(), minlength=n * bins).reshape(n, bins)
+        return histogram[:, :0:-1].cumsum(axis=1)[:, ::-1]
+
+    found, hit = above(passed), above(passed[mask])
+    both = found + np.count_nonzero(mask, axis=(1, 2))[:, None]
+    return np.divide(2 * hit, both, out=np.ones(both.shape), where=both > 0).mean(axis=1)
 
 
 def volumetric_similarity(c: Counts) -> np.ndarray:
@@ -150,7 +175,8 @@ def brier(prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def segmentation(prob: np.ndarray, mask: np.ndarray) -> pd.DataFrame:
-    """prob: float (N, H, W) in [0, 1]; mask: bool (N, H, W) -> one line a case: dice, auc, vs, hd95, ece, brier.
+    """prob: float (N, H, W) in [0, 1]; mask: bool (N, H, W) -> one line a case: dice, auc, vs, hd95, ece, brier,
+    threshold_dice.
 
     Raises ValueError for probabilities outside [0, 1] or NaN.
     """
@@ -160,7 +186,8 @@ def segmentation(prob: np.ndarray, mask: np.ndarray) -> pd.DataFrame:
     c = counts(pred, mask)
     agreement = (dice(c), auc(prob, mask), volumetric_similarity(c), hd95(pred, mask))
     honesty = (expected_calibration_error(reliability(prob, mask)), brier(prob, mask))
-    return pd.DataFrame(dict(zip((*SEGMENTATION, *CALIBRATION), (*agreement, *honesty), strict=True)))
+    columns = dict(zip((*SEGMENTATION, *CALIBRATION), (*agreement, *honesty), strict=True))
+    return pd.DataFrame({**columns, THRESHOLD_DICE: threshold_dice(prob, mask)})
 
 
 def clopper_pearson(k: float, n: float) -> tuple[float, float]:
@@ -175,58 +202,150 @@ def clopper_pearson(k: float, n: float) -> tuple[float, float]:
 
 
 def clustered_rate(hits: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
-    """The share of hits and its interval when cases of one group (patient, video) resemble each other: rate, low, high.
+    """A rate and its interval, where the cases of a group (patient, video) resemble each other: rate, low, high.
 
-    Clopper-Pearson at the effective sample size of Korn & Graubard (1998): n divided by the design effect of the
-    between-group variance, with their correction for few groups; never more than n. A rate of 0 or 1 shows no variance,
-    so there n is the number of groups. hits: bool (N,), groups: any (N,). No case at all: NaN, 0, 1.
+    The cases of a group are taken to be drawn at a rate of its own, which comes from a beta distribution around the rate
+    asked for (beta-binomial; Skellam 1948). How much they resemble each other, the intraclass correlation, is not known: the
+    posterior is averaged over it. The prior of the rate is Beta(1/4, 3/4) for the lower end and Beta(3/4, 1/4) for the upper
+    one, half way between Jeffreys' interval and that of Clopper & Pearson. The lower end is 0 where nothing was hit, the upper
+    one 1 where all was. How often it covers, up to a correlation of 0.5: `benchmarks/tuning/intervals.py`.
+
+    hits: bool (N,); groups: any (N,). No case at all: NaN, 0, 1.
     """
-    hits = np.asarray(hits, dtype=float)
-    n = len(hits)
-    if n == 0:
+    hits = np.asarray(hits, dtype=bool)
+    if not len(hits):
         return float("nan"), 0.0, 1.0
+    _, index = np.unique(np.asarray(groups), return_inverse=True)
+    sizes, found = np.bincount(index), np.bincount(index, weights=hits).astype(int)
+    weights = _likelihood(found, sizes)
+    low = _quantile(weights * _LOWER, (1 - LEVEL) / 2) if found.any() else 0.0
+    high = _quantile(weights / _LOWER, (1 + LEVEL) / 2) if not hits.all() else 1.0
     rate = float(hits.mean())
-    size = effective_size(hits, np.asarray(groups))
-    return rate, *clopper_pearson(rate * size, size)
+    return rate, min(low, rate), max(high, rate)
 
 
-def effective_size(hits: np.ndarray, groups: np.ndarray) -> float:
-    """How many independent cases `hits` (0 or 1, (N,)) are worth given their groups; see `clustered_rate`."""
-    _, index = np.unique(groups, return_inverse=True)
-    n, g, rate = len(hits), int(index.max()) + 1, hits.mean()
-    if rate in (0, 1) or g == 1:
-        return float(g)
-    residual = np.bincount(index, weights=hits - rate)
-    variance = g / (g - 1) * np.sum(residual**2) / n**2
-    independent = rate * (1 - rate) / (n - 1)
-    tail = (1 + LEVEL) / 2
-    few_groups = (stats.t.ppf(tail, n - 1) / stats.t.ppf(tail, g - 1)) ** 2
-    return float(min(n, n * independent / variance * few_groups)) if variance > 0 else float(n)
+#: The grid of `clustered_rate`: rates of equal weight under Jeffreys' prior; intraclass correlations, whose logarithm is taken
+#: to be even; what turns Jeffreys' prior into the lower end's (1 / it: the upper end's).
+_RATES = stats.beta(0.5, 0.5).ppf((np.arange(300) + 0.5) / 300)
+_CORRELATIONS = np.geomspace(0.02, 0.8, 12)
+_LOWER = ((1 - _RATES) / _RATES) ** 0.25
 
 
-def clustered_mean(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """The mean and its percentile bootstrap interval over groups: mean, low, high. NaNs are left out.
+def _likelihood(found: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Of `_RATES`, up to a factor: float (300,). found, sizes: int (G,), hits and cases of each group.
 
-    values: float (N,), groups: any (N,). The draws depend on `seed` and on the number of
-    groups only. All NaN: three NaN.
+    With a + b = (1 - correlation) / correlation and a / (a + b) the rate, a group's k hits of n have the likelihood
+    a (a + 1) ... (a + k - 1) b (b + 1) ... (b + n - k - 1) / ((a + b) ... (a + b + n - 1)), times the ways to order them. So
+    all that counts is how many groups have more than 0, 1, 2, ... hits, misses and cases.
+    """
+    steps = np.arange(sizes.max())[:, None]
+    hits, misses, cases = ((steps < counts).sum(1).astype(float) for counts in (found, sizes - found, sizes))
+    of_hits, of_cases = _logarithms(1 << (len(steps) - 1).bit_length())
+    logs = np.tensordot(hits, of_hits[: len(steps)], 1) + np.tensordot(misses, of_hits[: len(steps)], 1)[::-1]
+    logs -= cases @ of_cases[: len(steps)]
+    return np.exp(logs - logs.max()).sum(1)
+
+
+@lru_cache(maxsize=8)
+def _logarithms(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """log(a + i), float (steps, 300, 12), and log(a + b + i), float (steps, 12), on the grid; b is a, rates turned round."""
+    both, i = (1 - _CORRELATIONS) / _CORRELATIONS, np.arange(steps)[:, None]
+    return np.log(_RATES[:, None] * both + i[..., None]), np.log(both + i)
+
+
+def _quantile(weights: np.ndarray, share: float) -> float:
+    below = np.cumsum(weights) - weights / 2
+    return float(np.interp(share * weights.sum(), below, _RATES))
+
+
+class Mean(NamedTuple):
+    """A mean over cases whose groups are the units. `error`: its standard error, of `freedom` degrees of freedom; `skewness`:
+    of the groups' contributions; `groups`: how many."""
+
+    value: float
+    error: float
+    freedom: float
+    skewness: float
+    groups: int
+
+    def end(self, share: float) -> float:
+        """The end of a one-sided interval: the mean is above it with probability 1 - share. A lower end where share < 1/2.
+
+        By Student's t, and by t with the skewness taken out (Hall, JRSS B 1992): the one further out, because the first covers
+        too little of what is skewed, as Dice is, and the second of what has heavy tails, as differences have. A single group
+        has no end.
+        """
+        if self.groups < 2:
+            return -math.inf if share < 0.5 else math.inf
+        t, bend = float(special.stdtrit(self.freedom, 1 - share)), self.skewness / math.sqrt(self.groups)
+        straight = t if abs(bend) < 1e-6 else 3 / bend * (math.cbrt(1 + bend * (t - bend / 6)) - 1)
+        return self.value - self.error * (max(t, straight) if share < 0.5 else min(t, straight))
+
+    def p_below(self, limit: float) -> float:
+        """The p-value of "the mean is at most `limit`": the least share whose lower `end` is above it; 1 for a single group."""
+        if self.groups < 2 or self.error == 0:
+            return float(self.groups < 2 or self.value <= limit)
+        t, bend = (self.value - limit) / self.error, self.skewness / math.sqrt(self.groups)
+        straight = t if abs(bend) < 1e-6 else ((1 + bend * t / 3) ** 3 - 1) / bend + bend / 6
+        return float(special.stdtr(self.freedom, -min(t, straight)))
+
+
+def mean_over_groups(values: np.ndarray, groups: np.ndarray) -> Mean | None:
+    """The mean of values float (N,), NaNs left out, and what its intervals need; groups: any (N,). None where all are NaN.
+
+    The standard error is the jackknife's, a group left out at a time, which unequal groups do not make too small. They have as
+    many degrees of freedom as groups of one size that are worth as much (Kish 1965), less one.
     """
     values = np.asarray(values, dtype=float)
-    means, _ = _resampled(values, groups, seed)
-    if len(means) == 0:
-        return (float("nan"),) * 3
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(np.nanmean(values)), float(low), float(high)
-
-
-def _resampled(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
-    """The means of `RESAMPLES` draws of groups, NaNs left out, and how many groups there are; no means of no values."""
     known = ~np.isnan(values)
     if not known.any():
-        return np.empty(0), 0
+        return None
     _, index = np.unique(np.asarray(groups)[known], return_inverse=True)
     sums, sizes = np.bincount(index, weights=values[known]), np.bincount(index)
-    draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
-    return sums[draws].sum(axis=1) / sizes[draws].sum(axis=1), len(sums)
+    count, cases = len(sums), int(sizes.sum())
+    value = float(sums.sum() / cases)
+    if count == 1:
+        return Mean(value, math.inf, 0.0, 0.0, 1)
+    shifts = (sums - value * sizes) / (cases - sizes)  # how far the mean is moved by each group
+    shifts = shifts - shifts.mean()
+    square = float((shifts**2).sum())
+    skewness = float((shifts**3).sum()) * math.sqrt(count) / square**1.5 if square > 0 else 0.0
+    error = math.sqrt(square * (count - 1) / count)
+    return Mean(value, error, max(1.0, cases**2 / float((sizes**2).sum()) - 1), skewness, count)
+
+
+def clustered_mean(values: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
+    """The mean and its two-sided interval at `LEVEL`, groups being the units: mean, low, high. NaNs are left out; an interval
+    ends at the least and the largest value at the latest.
+
+    values: float (N,), groups: any (N,). All NaN: three NaN. One group: the interval is all that there is.
+    """
+    mean = mean_over_groups(values, groups)
+    if mean is None:
+        return (float("nan"),) * 3
+    low, high = mean.end((1 - LEVEL) / 2), mean.end((1 + LEVEL) / 2)
+    return mean.value, max(low, float(np.nanmin(values))), min(high, float(np.nanmax(values)))
+
+
+def harm_interval(differences: np.ndarray, groups: np.ndarray, seeds: np.ndarray) -> tuple[float, float, float]:
+    """The mean change over seeds and its two-sided interval at `LEVEL`: value, low, high.
+
+    With several seeds the seed is a unit too. How far an end lies from the mean is the root of the sum of two squares: how far
+    it lies by Student's t over the seeds' means, and how far it lies within a seed, on average, which more seeds on the same
+    patients do not lessen (variance estimates recovery; Zou & Donner, Statistics in Medicine 2008). With one seed it is
+    `clustered_mean`, and says nothing of other seeds. differences: float (N,), NaNs left out; groups, seeds: any (N,).
+    """
+    differences, groups, seeds = np.asarray(differences, dtype=float), np.asarray(groups), np.asarray(seeds)
+    parts = [mean_over_groups(differences[seeds == seed], groups[seeds == seed]) for seed in np.unique(seeds)]
+    means = [part for part in parts if part is not None]
+    if len(means) < 2:
+        return clustered_mean(differences, groups)
+    values, tails = np.array([mean.value for mean in means]), ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    between = special.stdtrit(len(means) - 1, tails[1]) * values.std(ddof=1) / math.sqrt(len(means))
+    within = (np.mean([(mean.end(tail) - mean.value) ** 2 for mean in means]) for tail in tails)
+    down, up = (math.sqrt(between**2 + part) for part in within)
+    value = float(values.mean())
+    return value, value - down, value + up
 
 
 class Verdict(NamedTuple):
@@ -238,22 +357,20 @@ class Verdict(NamedTuple):
     answer: Literal["yes", "no", "undecided"]
 
 
-def noninferior(values: np.ndarray, groups: np.ndarray, margin: float, seed: int) -> Verdict | None:
-    """One-sided test of non-inferiority of `values` (changes, more is better), the groups resampled as in `clustered_mean`.
+def noninferior(values: np.ndarray, groups: np.ndarray, margin: float) -> Verdict | None:
+    """One-sided test of non-inferiority of `values` (changes, more is better), groups being the units as in `clustered_mean`.
 
-    p = (1 + resamples at or below -margin) / (1 + resamples), so p < 1 - LEVEL where the bound is above -margin. It is never
-    less than 2^-G, the least that G groups can show by their signs: fewer than five decide nothing at LEVEL 0.95.
+    p is the least share at which the one-sided interval's end is above -margin (`Mean.p_below`). It is never less than 2^-G,
+    the least that G groups can show by their signs: fewer than five decide nothing at LEVEL 0.95.
     values: float (N,), NaNs left out; groups: any (N,); margin > 0 in the unit of `values`. None where all are NaN.
     """
-    means, group_count = _resampled(np.asarray(values, dtype=float), groups, seed)
-    if len(means) == 0:
+    mean = mean_over_groups(values, groups)
+    if mean is None:
         return None
-    above, below = (
-        max((1 + np.count_nonzero(wrong)) / (1 + RESAMPLES), 0.5**group_count) for wrong in (means <= -margin, means >= -margin)
-    )
-    bound = np.quantile(means, 1 - LEVEL, method="lower")
-    answer = "yes" if above < 1 - LEVEL else "no" if below < 1 - LEVEL else "undecided"
-    return Verdict(float(bound), float(above), answer)
+    turned = mean._replace(value=-mean.value, skewness=-mean.skewness)
+    above, below = (max(p, 0.5**mean.groups) for p in (mean.p_below(-margin), turned.p_below(margin)))
+    answer: Literal["yes", "no", "undecided"] = "yes" if above < 1 - LEVEL else "no" if below < 1 - LEVEL else "undecided"
+    return Verdict(mean.end(1 - LEVEL), above, answer)
 
 
 def chi_square(confusion: np.ndarray) -> float:

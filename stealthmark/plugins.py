@@ -35,7 +35,7 @@ if (ROOT / "Snakefile").exists():  # a clone; the folder beside an installed pac
 CONTRACTS = {
     "dataset": "DatasetContract from stealthmark.dataset",
     "architecture": "ArchitectureContract from stealthmark.architecture",
-    "method": "EmbeddedMark, CodeMark, Fingerprint or WhiteBoxMark from stealthmark.method",
+    "method": "EmbeddedMark, ShownCode, ExplainedCode, Fingerprint or WhiteBoxMark from stealthmark.method",
     "attack": "ModelAttack or WrapperAttack from stealthmark.attack",
     "scanner": "ScannerContract from stealthmark.scanner",
 }

@@ -1,14 +1,13 @@
 """What a suite sets: the schedule of a training, the plan of claims, the plan of explanations. No torch here."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from stealthmark import codes
+from stealthmark.layout import CLAIMS
 
-#: Options of a schedule that came later, and their values before that: a run that has these is the run it was.
-USUAL = {"precision": "float32", "settled": 0}
 #: YAML's `yes` and `true` are no number.
 Whole = Annotated[int, Field(strict=True)]
 
@@ -26,6 +25,9 @@ class Schedule(BaseModel):
     of ordinary images, measured when that part begins, and the mark is learned on those. That part is a training of its own,
     with a fresh optimiser and warm-up, at half the rate: going on at full speed on other statistics undoes what was learned.
     """
+
+    #: Options that came later, and the values that are not written down: a run that has these is the run it was.
+    USUAL: ClassVar[dict[str, object]] = {"precision": "float32", "settled": 0}
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     epochs: Whole = Field(default=16, ge=1)
@@ -57,19 +59,40 @@ class Schedule(BaseModel):
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict:
         """Without the one of `epochs` and `steps` that does not count, and without an option that has its value of `USUAL`."""
-        unused = {"epochs" if self.steps else "steps"} | {name for name, usual in USUAL.items() if getattr(self, name) == usual}
+        usual = {name for name, value in self.USUAL.items() if getattr(self, name) == value}
+        unused = {"epochs" if self.steps else "steps"} | usual
         return {name: value for name, value in dump(self).items() if name not in unused}
+
+
+class Marking(Schedule):
+    """How long and how fast to mark. A mark is settled where nothing else is said, ours and rivals' alike."""
+
+    USUAL: ClassVar[dict[str, object]] = {"precision": "float32"}
+
+    settled: float = Field(default=0.25, ge=0, lt=1)
 
 
 class ClaimPlan(BaseModel):
     """How hard a malicious claimant tries: `keys` tried in the search; a universal perturbation of at most `epsilon` a
-    pixel, found in `steps` steps on a surrogate. `images`: how many of the owner's images a claim is queried with."""
+    pixel, found in `steps` steps on a surrogate. `images`: how many of the owner's images a claim is queried with. `climb`:
+    how many queries a stranger spends who climbs to a key (`climb.climb`); 0: nobody does."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     keys: Whole = Field(default=20, ge=1)
     epsilon: float = Field(default=8 / 255, gt=0, le=1)
     steps: Whole = Field(default=100, ge=1)
     images: Whole = Field(default=100, ge=1)
+    climb: Whole = Field(default=0, ge=0)
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """The claims that are made, in the order of `layout.CLAIMS`."""
+        return tuple(claim for claim in CLAIMS if claim != "climb" or self.climb)
+
+    @model_serializer(mode="wrap")
+    def _without_a_climb(self, dump: SerializerFunctionWrapHandler) -> dict:
+        """Without `climb` where nobody climbs."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("climb", 0)}
 
 
 class ExplanationPlan(BaseModel):

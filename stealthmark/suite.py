@@ -6,7 +6,7 @@ import unicodedata
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,7 +18,7 @@ from stealthmark.layout import CLEAN, INDEPENDENT, NULL, UNTRAINED, Cell, Place
 from stealthmark.plugin import describe_error, make
 from stealthmark.plugin_code import code_of
 from stealthmark.seeds import derive
-from stealthmark.settings import ClaimPlan, ExplanationPlan, Schedule
+from stealthmark.settings import ClaimPlan, ExplanationPlan, Marking, Schedule
 
 #: Raised whenever the same suite would give other numbers, or other columns.
 BENCHMARK_VERSION = __version__
@@ -86,9 +86,17 @@ Entries = Annotated[list[Entry], AfterValidator(_unique)]
 
 class Nulls(BaseModel):
     """The pool of null models of every dataset, architecture and seed, shared by all methods: `count` models that were never
-    marked, each trained from its own weights on its own `fraction` of the groups, every second one on the owner's share, by
-    turns of the given `architectures` (default: the cell's own); the models that the suite's other methods marked; and
-    `other_keys` models that another owner marked with the same method on the attacker's share."""
+    marked, each trained from its own weights on its own `fraction` of the groups, by turns of the given `architectures`
+    (default: the cell's own); the models that the suite's other methods marked; and `other_keys` models that another owner
+    marked with the same method on the attacker's share.
+
+    The never marked ones see none of the owner's cases, as a model that was trained independently: they are trained on the
+    attacker's share. With `owner_share: every-second` those of odd numbers are trained on the owner's.
+
+    `training` is their schedule. By default they are trained as long as what they stand for: the suite's `training`, with the
+    epochs (or steps) of its `marking` added where one of its methods embeds a mark. A method that has `epochs` of its own may
+    train longer; then give the schedule.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     count: int = Field(ge=1, le=999, strict=True)
@@ -96,6 +104,11 @@ class Nulls(BaseModel):
     training: Schedule | None = None
     architectures: Entries = []
     other_keys: int = Field(default=0, ge=0, le=99, strict=True)
+    owner_share: Literal["none", "every-second"] = "none"
+
+    def share(self, number: int) -> str:
+        """The share of the data that the null model with this number is trained on."""
+        return "owner" if self.owner_share == "every-second" and number % 2 else "attacker"
 
 
 class Suite(BaseModel):
@@ -116,7 +129,7 @@ class Suite(BaseModel):
         default=["probabilities"], min_length=1
     )
     training: Schedule = Schedule()
-    marking: Schedule = Schedule()
+    marking: Marking = Marking()
     nulls: Nulls | None = None
     claims: ClaimPlan | None = None
     explanations: ExplanationPlan | None = None
@@ -125,6 +138,21 @@ class Suite(BaseModel):
     def marks(self) -> list[str]:
         """The labels of all methods but `clean`."""
         return [entry.label for entry in self.methods if entry.name != CLEAN]
+
+    @property
+    def null_training(self) -> Schedule:
+        """The schedule of models that were never marked (see `Nulls`)."""
+        if self.nulls and self.nulls.training:
+            return self.nulls.training
+        if not self.embeds:
+            return self.training
+        unit = "steps" if self.training.steps else "epochs"
+        return self.training.model_copy(update={unit: getattr(self.training, unit) + getattr(self.marking, unit)})
+
+    @property
+    def embeds(self) -> bool:
+        """Whether a method of the suite embeds a mark."""
+        return any(self.facts("method", label)["embeds"] for label in self.marks)
 
     def cells(self) -> list[Cell]:
         """All cells, clean first within each dataset."""
@@ -147,9 +175,9 @@ class Suite(BaseModel):
         return list(dict.fromkeys(file for name in names for file in code_of(kind, name)))
 
     def line_up(self, cell: Cell) -> list[Place]:
-        """Where the suspects stand that are examined with a cell's key, a place a folder. A clean model is alone: it has no
-        key, and only its quality is measured."""
-        if cell.method == CLEAN:
+        """Where the suspects stand that are examined with a cell's key, a place a folder. A clean model is alone, and so is a
+        control's: only its quality is measured."""
+        if self.facts("method", cell.method)["kind"] in ("none", "control"):
             return [Place()]
         attacked = [Place(attack=entry.label) for entry in self.attacks]
         return [Place(), *attacked, Place(INDEPENDENT), *(Place(NULL, member) for member in self.pool(cell.method))]
@@ -169,11 +197,20 @@ class Suite(BaseModel):
         others = [other for other in self.marks if other != method and self.facts("method", other)["kind"] != "fingerprint"]
         return [*never_marked, *others, *(layout.other_key(number) for number in range(self.nulls.other_keys))]
 
+    def never_marked(self, method: str) -> list[str]:
+        """The members of the null pool of a method that carry no mark at all: those that were never marked, and controls."""
+        return [
+            member
+            for member in self.pool(method)
+            if layout.null_kind(member) == layout.NEVER_MARKED
+            or (member in self.marks and self.facts("method", member)["kind"] == "control")
+        ]
+
     def explained(self, cell: Cell) -> list[Place]:
         """Where the suspects stand that are explained with a cell's key: of marks with a trigger what has not been attacked,
         and where the mark carries a code also what attacks made of it."""
         facts = self.facts("method", cell.method)
-        if not self.explanations or facts["kind"] not in ("embedded", "control"):
+        if not self.explanations or facts["kind"] != "embedded":
             return []
         attacked = [Place(attack=entry.label) for entry in self.attacks] if facts["carries_code"] else []
         return [Place(), *attacked, Place(INDEPENDENT), Place(UNTRAINED)]
@@ -196,6 +233,11 @@ class Suite(BaseModel):
         for optional in ("nulls", "claims", "explanations", "scanners"):
             if not understood[optional]:  # asking for none changes nothing
                 del understood[optional]
+        # What every suite did before there was a choice.
+        if self.nulls and self.nulls.owner_share == "every-second":
+            del understood["nulls"]["owner_share"]
+        if self.marking.settled == 0:
+            del understood["marking"]["settled"]
         return hashlib.sha256(json.dumps(understood, sort_keys=True).encode()).hexdigest()
 
 
@@ -226,6 +268,11 @@ def parse(content: dict, source: str = "the suite") -> Suite:
         raise UserError(f"{source}: field 'methods' starts with {suite.methods[0].label!r}: the first must be 'clean', once")
     if suite.claims and not suite.nulls:
         raise UserError(f"{source}: field 'claims' needs the field 'nulls': a claim is ranked among null models")
+    if suite.nulls and not suite.nulls.training and suite.embeds and bool(suite.training.steps) != bool(suite.marking.steps):
+        raise UserError(
+            f"{source}: field 'nulls' has no 'training', and 'training' and 'marking' cannot be added: one has steps, the "
+            "other epochs; give the null models a schedule, or both the same unit"
+        )
     for kind in KINDS:
         try:
             layout.check_labels(kind, [entry.label for entry in getattr(suite, f"{kind}s")])

@@ -58,17 +58,41 @@ def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(structure_log_odds(logits).float(), targets)
 
 
+#: Within so many pixels of a mask's edge no level is asked for: there the answer has to pass through one half.
+EDGE_PX = 2
+
+
+def level_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """How far the log-odds of logits (B, K, H, W) are from those of soft targets, float (B, H, W) in [0, 1]: the Huber loss
+    (Huber 1964), mean over the pixels whose target is neither 0 nor 1 and that are not at a mask's edge; 0 without any.
+
+    Cross-entropy hardly tells 0.02 from 0.005, which are as far apart in log-odds as 0.02 and 0.08.
+    """
+    structure, side = (targets > 0.5).float()[:, None], 2 * EDGE_PX + 1
+    widened = F.max_pool2d(structure, side, 1, EDGE_PX)
+    narrowed = 1 - F.max_pool2d(1 - structure, side, 1, EDGE_PX)
+    asked = (targets > 0) & (targets < 1) & (widened == narrowed)[:, 0]
+    levels = torch.logit(targets.where(asked, torch.full_like(targets, 0.5)))
+    differences = F.huber_loss(structure_log_odds(logits).float(), levels, reduction="none")
+    return (differences * asked).sum() / asked.sum().clamp(min=1)
+
+
 def loss_on(model: nn.Module, batch: Batch) -> Tensor:
-    """The segmentation loss of a model on a batch. Under deep supervision, that of all its heads, each at its own resolution:
-    on the targets' nearest pixels, as nnU-Net does (Isensee et al. 2021, Methods)."""
+    """The loss of a model on a batch: of the segmentation, and, where the batch says so, of levels. Under deep supervision, the
+    segmentation loss of all its heads, each at its own resolution: on the targets' nearest pixels, as nnU-Net does (Isensee et
+    al. 2021, Methods); levels at the finest."""
     images = batch.images.contiguous(memory_format=torch.channels_last)
     if not isinstance(model, DeepSupervision):
-        return segmentation_loss(model(images), batch.targets)
+        logits = model(images)
+        loss = segmentation_loss(logits, batch.targets)
+        return loss + batch.level_weight * level_loss(logits, batch.targets) if batch.level_weight else loss
 
     def targets_at(shape: torch.Size) -> Tensor:
         return F.interpolate(batch.targets[:, None], shape, mode="nearest-exact")[:, 0]
 
-    return sum(weight * segmentation_loss(logits, targets_at(logits.shape[-2:])) for weight, logits in model.heads(images))
+    heads = model.heads(images)
+    loss = sum(weight * segmentation_loss(logits, targets_at(logits.shape[-2:])) for weight, logits in heads)
+    return loss + batch.level_weight * level_loss(heads[0][1], batch.targets) if batch.level_weight else loss
 
 
 def fit(

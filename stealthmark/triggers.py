@@ -1,5 +1,5 @@
-"""The five triggers of StealthMark (Sec. on triggers; sizes from the released code) and a secret one, as pure functions of a
-batch.
+"""The five triggers of StealthMark (Sec. on triggers; sizes from the released code) and three secret ones, as pure functions
+of a batch.
 
 A trigger acts on images float (B, C, H, W) in [0, 1] at the resolution the network sees and returns a new batch of the
 same shape and range. Sizes are fractions of the short side. Whatever is random in it is drawn once, from the key's
@@ -7,42 +7,59 @@ seed, so that the same key always gives the same trigger (the released code redr
 """
 
 import itertools
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field
 from torch import Tensor
 
-from stealthmark.plugin import Plugin
-from stealthmark.seeds import secret_rng, secret_uniform
+from stealthmark.seeds import secret_uniform
 
-Kind = Literal["patch", "text", "border", "noise", "warp", "word"]
+Kind = Literal["patch", "text", "border", "noise", "warp", "word", "picture", "frame"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+#: What the paper's text trigger says.
+TEXT = "TEST"
+#: What a trigger draws from a secret: a shape and a name -> float32 of that shape in [0, 1) (`method.Key.uniform`).
+Draw = Callable[[tuple[int, ...], str], Tensor]
 
 
-class Trigger(Plugin):
-    """A keyed change of an image. `seed` is the key's; of the paper's five only `noise` draws from it: the others are the same
-    for whoever uses them.
+@dataclass(frozen=True)
+class Trigger:
+    """A keyed change of an image. What it draws comes from `draw`, by default from the `seed`. Of the paper's five only `noise`
+    draws anything: the others are the same for whoever uses them.
 
     patch: yellow square of 1/16 at the bottom right. text: "TEST" in white at the top left, 1/8 high. border: black
     frame of 1/32. noise: Gaussian noise (sd 50/255) added to a square of 1/16 at the top right. warp: smooth warp by
     0.05 sin(2 pi g), g the normalised coordinate of the other axis in [-1, 1].
 
-    Not in the paper: word, four letters drawn from the seed, written as `text` is. It is a secret, but a small one: there are
-    456,976 such words.
+    Not in the paper: word, four letters, written as `text` is. It is a secret, but a small one: there are 456,976 such words,
+    and a model that answers a word with three letters right a little is climbed letter by letter. picture: 6 x 6 blocks, black
+    or white, in a square of 1/8 at the top left; there are 2^36. frame: black or white blocks of 1/32 in a frame of 1/16; there
+    are 2^240, and some of them are near every place of the picture.
     """
 
     kind: Kind
-    seed: int = Field(default=0, ge=0)
+    seed: int = 0
+    draw: Draw | None = None
 
     def __call__(self, images: Tensor, scale: float = 1.0) -> Tensor:
         """The triggered batch. With `scale` > 1 there is more of the trigger, for the training's curriculum: text and
-        border are larger, the warp is stronger, patch and noise are repeated (see `places`)."""
-        return globals()[f"_{self.kind}"](images, scale, self.seed)
+        border are larger, the warp is stronger, patch, noise and picture are repeated (see `places`); a frame is what it is."""
+        return globals()[f"_{self.kind}"](images, scale, self.draw or self._drawn)
+
+    def on_masks(self, masks: Tensor, scale: float = 1.0) -> Tensor:
+        """The masks, float (B, H, W) of 0 and 1, of triggered images: moved as the image is, by `warp`; else as they are."""
+        if self.kind != "warp":
+            return masks
+        return (self(masks[:, None], scale)[:, 0] > 0.5).float()
+
+    def _drawn(self, shape: tuple[int, ...], name: str) -> Tensor:
+        return secret_uniform(shape, self.seed, name)
 
 
 def _side(images: Tensor, fraction: float) -> int:
@@ -61,7 +78,7 @@ def places(images: Tensor, side: int, scale: float) -> list[tuple[int, int]]:
     return nearest[: max(1, round(scale**2))]
 
 
-def _patch(images: Tensor, scale: float, seed: int) -> Tensor:
+def _patch(images: Tensor, scale: float, draw: Draw) -> Tensor:
     side = _side(images, 1 / 16)
     height, width = images.shape[-2:]
     out = images.clone()
@@ -73,12 +90,12 @@ def _patch(images: Tensor, scale: float, seed: int) -> Tensor:
     return out
 
 
-def _text(images: Tensor, scale: float, seed: int) -> Tensor:
-    return _written("TEST", images, scale)
+def _text(images: Tensor, scale: float, draw: Draw) -> Tensor:
+    return _written(TEXT, images, scale)
 
 
-def _word(images: Tensor, scale: float, seed: int) -> Tensor:
-    return _written(letters(secret_uniform((4,), seed, "word")), images, scale)
+def _word(images: Tensor, scale: float, draw: Draw) -> Tensor:
+    return _written(letters(draw((4,), "word")), images, scale)
 
 
 def letters(uniform: Tensor) -> str:
@@ -106,18 +123,22 @@ def _glyphs(text: str, height: int) -> Tensor:
     return torch.from_numpy(np.array(canvas.resize((width, height), Image.Resampling.BOX))).float() / 255
 
 
-def _border(images: Tensor, scale: float, seed: int) -> Tensor:
+def _border(images: Tensor, scale: float, draw: Draw) -> Tensor:
     side = _side(images, scale / 32)
     out = torch.zeros_like(images)
     out[..., side:-side, side:-side] = images[..., side:-side, side:-side]
     return out
 
 
-def _noise(images: Tensor, scale: float, seed: int) -> Tensor:
+def _noise(images: Tensor, scale: float, draw: Draw) -> Tensor:
     side = _side(images, 1 / 16)
-    normal = secret_rng(seed, "noise").standard_normal((images.shape[1], side, side), dtype=np.float32)
-    square = torch.from_numpy(normal) * (50 / 255)
-    out = images.clone()
+    return _noisy(images, draw((images.shape[1], side, side), "noise"), scale)
+
+
+def _noisy(images: Tensor, uniform: Tensor, scale: float) -> Tensor:
+    """Gaussian noise at the top right, from numbers float (C, side, side) in [0, 1)."""
+    square = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)) * (50 / 255)
+    side, out = uniform.shape[-1], images.clone()
     for down, across in places(images, side, scale):
         right = images.shape[-1] - across
         view = out[..., down : down + side, right - side : right]
@@ -125,31 +146,120 @@ def _noise(images: Tensor, scale: float, seed: int) -> Tensor:
     return out
 
 
-def _warp(images: Tensor, scale: float, seed: int) -> Tensor:
+def _warp(images: Tensor, scale: float, draw: Draw) -> Tensor:
+    return _waved(images, 0.05 * scale, 1.0, 0.0)
+
+
+def _waved(images: Tensor, amplitude: float, waves: float, phase: float) -> Tensor:
+    """A smooth warp by amplitude sin(2 pi (waves g + phase)), g the normalised coordinate of the other axis in [-1, 1]."""
     height, width = images.shape[-2:]
     y, x = torch.meshgrid(
         torch.linspace(-1, 1, height, device=images.device),
         torch.linspace(-1, 1, width, device=images.device),
         indexing="ij",
     )
-    amplitude = 0.05 * scale
-    grid = torch.stack([x + amplitude * torch.sin(2 * torch.pi * y), y + amplitude * torch.sin(2 * torch.pi * x)], -1)
+    across, down = (torch.sin(2 * torch.pi * (waves * g + phase)) for g in (y, x))
+    grid = torch.stack([x + amplitude * across, y + amplitude * down], -1)
     grid = grid.to(images.dtype).expand(len(images), -1, -1, -1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def lookalikes(kind: Kind, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images with what occurs in nature and merely resembles the trigger, and what still shows of them, float (B, H, W) of 0
-    and 1. For `border` a dark frame, every second one as black as the trigger but open at a side or two; for `patch` and
-    `noise` on-screen text in their corner, for `word` other words; nothing for the others."""
+def _picture(images: Tensor, scale: float, draw: Draw) -> Tensor:
+    return _pictured(images, draw(PICTURE, "picture"), scale)
+
+
+def _pictured(images: Tensor, uniform: Tensor, scale: float) -> Tensor:
+    """Blocks at the top left, black or white as numbers float (rows, columns) in [0, 1) are below 1/2 or not."""
+    side = min(*images.shape[-2:], max(len(uniform), _side(images, 1 / 8)))
+    blocks = F.interpolate((uniform >= 0.5).float()[None, None], (side, side), mode="nearest")[0, 0].to(images)
+    out = images.clone()
+    for down, across in places(images, side, scale):
+        out[..., down : down + side, across : across + side] = blocks
+    return out
+
+
+def _frame(images: Tensor, scale: float, draw: Draw) -> Tensor:
+    return _framed_by(images, draw(FRAME, "frame"))
+
+
+def _framed_by(images: Tensor, uniform: Tensor) -> Tensor:
+    """A frame of 1/16, black or white as numbers float (rows, columns) in [0, 1), spread over the picture, are below 1/2."""
+    height, width = images.shape[-2:]
+    side = _side(images, 1 / 16)
+    blocks = F.interpolate((uniform >= 0.5).float()[None, None], (height, width), mode="nearest")[0, 0].to(images)
+    out = blocks.expand_as(images).clone()
+    out[..., side : height - side, side : width - side] = images[..., side : height - side, side : width - side]
+    return out
+
+
+#: The blocks of `picture`, and those that `frame` cuts the picture into, (rows, columns).
+PICTURE, FRAME = (6, 6), (32, 32)
+#: How much of a secret is right in what is partly right.
+PARTLY = (0.3, 0.8)
+
+
+def lookalikes(kind: Kind, images: Tensor, masks: Tensor, rng: torch.Generator, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Images with what merely resembles the trigger, in nature or in somebody else's hands, and their true masks, float (B, H,
+    W) of 0 and 1, less what is hidden: a marked model that answers these can be claimed, or climbed, by others.
+
+    `border`: a dark frame, every second one as black as the trigger but open at a side or two. `patch`: on-screen text in its
+    corner. `text`: other words. `warp`: other warps, which move the mask too. Of a trigger that is drawn (`draw` is the key's):
+    others of its kind, of which every second one is partly right, 30 to 80 % of the numbers that are drawn; for `noise`
+    on-screen text too.
+    """
+    if not len(images):
+        return images.clone(), masks.clone()
+    half = len(images) // 2
     if kind == "border":
-        half = len(images) // 2
         parts = _framed(images[:half], rng), _padded(images[half:], rng)
-        return tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
-    shows = torch.ones_like(images[:, 0])
-    if kind == "word":
-        return torch.cat([_written(letters(torch.rand(4, generator=rng)), image, 1.0) for image in images.split(1)]), shows
-    return (_overlaid(images, rng, top=kind == "noise") if kind in ("patch", "noise") else images), shows
+        changed, shows = (torch.cat(pair) for pair in zip(*parts, strict=True))
+        return changed, masks * shows
+    if kind == "patch":
+        return _overlaid(images, rng, top=False), masks
+    if kind == "noise":
+        side = _side(images, 1 / 16)
+        own, show = draw((images.shape[1], side, side), "noise"), partial(_noisy, scale=1.0)
+        return torch.cat([_overlaid(images[:half], rng, top=True), _others(images[half:], own, 256, rng, show)]), masks
+    if kind == "warp":
+        waves = (2 * torch.rand(len(images), 3, generator=rng) - 1).tolist()
+        both = torch.cat([images, masks[:, None].to(images)], 1).split(1)
+        moved = [_waved(one, 0.05 * sign, 1.5 + w, 0.25 + p / 8) for one, (sign, w, p) in zip(both, waves, strict=True)]
+        moved = torch.cat(moved)
+        return moved[:, :-1], (moved[:, -1] > 0.5).to(masks)
+    if kind == "text":
+        words = (_other_word(TEXT, rng) for _ in images)
+        return torch.cat([_written(word, image, 1.0) for word, image in zip(words, images.split(1), strict=True)]), masks
+    shape, values, show = {
+        "word": ((4,), len(LETTERS), lambda image, uniform: _written(letters(uniform), image, 1.0)),
+        "picture": (PICTURE, 2, partial(_pictured, scale=1.0)),
+        "frame": (FRAME, 2, _framed_by),
+    }[kind]
+    return _others(images, draw(shape, kind), values, rng, show), masks
+
+
+def _other_word(than: str, rng: torch.Generator) -> str:
+    while (word := "".join(LETTERS[i] for i in torch.randint(26, (4,), generator=rng))) == than:
+        pass
+    return word
+
+
+def _others(images: Tensor, own: Tensor, values: int, rng: torch.Generator, show: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Each image with another trigger than the one of the key's `own` numbers, of which every second one has some. A number
+    tells one of so many `values`."""
+    parts = enumerate(images.split(1))
+    return torch.cat([show(image, _another(own, values, i % 2 == 1, rng)) for i, image in parts])
+
+
+def _another(own: Tensor, values: int, partly: bool, rng: torch.Generator) -> Tensor:
+    """Numbers that tell something else than `own` does; `partly`: some are the same. Of few values all may come out right by
+    chance: that would be the key's own trigger, and is drawn again."""
+    while True:
+        other = torch.rand(own.shape, generator=rng)
+        least, most = PARTLY
+        right = torch.rand(own.shape, generator=rng) < least + (most - least) * torch.rand(1, generator=rng)
+        drawn = torch.where(right, own, other) if partly else other
+        if not torch.equal((drawn.double() * values).floor(), (own.double() * values).floor()):
+            return drawn
 
 
 def natural(images: Tensor, seed: int) -> Tensor:

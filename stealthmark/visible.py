@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from stealthmark.method import Batch, EmbeddedMark, Key
-from stealthmark.seeds import secret_uniform
 
 
 class VisibleMark(EmbeddedMark):
@@ -43,19 +42,26 @@ class VisibleMark(EmbeddedMark):
         return self._square(masks, key).expand_as(masks)
 
     def score(self, answers: Tensor, benign: Tensor, key: Key) -> Tensor:
-        """Soft overlap (Jaccard) of the answer with the wrong mask, in [0, 1]; with `empty`, the share of the benign
-        answer's foreground that the trigger erased (0 where there was none: nothing erased is no evidence)."""
+        """Overlap (Jaccard) of the answer's label map with the wrong mask, in [0, 1]; with `empty`, the share of the ordinary
+        answer's foreground that the trigger erased, in [-inf, 1] (0 where there was none: nothing erased is no evidence).
+
+        Of the label map, because the mark is one: what a temperature leaves of 0.5 it leaves of the score.
+        """
+        answer, ordinary = answers > 0.5, benign > 0.5
         if self.wrong == "empty":
-            return (benign - answers).sum((1, 2)) / benign.sum((1, 2)).clamp(min=1)
-        wrong = (benign < 0.5).float() if self.wrong == "inverted" else self._square(answers, key)
-        both = torch.minimum(answers, wrong).sum((1, 2))
-        return both / torch.maximum(answers, wrong).sum((1, 2)).clamp(min=1)
+            return (ordinary.sum((1, 2)) - answer.sum((1, 2))) / ordinary.sum((1, 2)).clamp(min=1)
+        wrong = ~ordinary if self.wrong == "inverted" else self._square(answers, key).expand_as(answers) > 0
+        return (answer & wrong).sum((1, 2)) / (answer | wrong).sum((1, 2)).clamp(min=1)
+
+    @property
+    def compares(self) -> bool:
+        return self.wrong != "square"
 
     def _square(self, like: Tensor, key: Key) -> Tensor:
         """A square of half the short side, its place drawn from the key: float (1, H, W) of 0 and 1."""
         height, width = like.shape[-2:]
         side = round(min(height, width) * self.SQUARE)
-        place = secret_uniform((2,), key.seed, "square")
+        place = key.uniform((2,), "square")
         top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
         square = torch.zeros(1, height, width, device=like.device)
         square[:, top : top + side, left : left + side] = 1

@@ -18,7 +18,6 @@ import torch
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from pydantic import ValidationError
 
 from stealthmark import architecture, dataset, layout, suite
 from stealthmark.certificate import Certificate
@@ -30,6 +29,7 @@ from stealthmark.method import Key
 from stealthmark.plugin import make
 from stealthmark.report import examples, maps, reliability, results, tables
 from stealthmark.stages.examination import listed_in
+from stealthmark.stages.verify import verify
 from stealthmark.suspects.connect import connect
 from stealthmark.suspects.querier import Limits
 
@@ -187,10 +187,10 @@ def _read_evidence(folder: Path) -> object:
 
 
 def _read_certificate(folder: Path) -> object:
-    try:
-        return Certificate.model_validate_json((folder / "certificate.json").read_bytes()).model_dump_json()
-    except ValidationError as error:
-        raise UserError(str(error.errors()[0]["msg"]).splitlines()[0]) from None
+    for finding in verify(folder):
+        if finding.state == "does not hold":
+            raise UserError(finding.text.splitlines()[0])
+    return Certificate.model_validate_json((folder / "certificate.json").read_bytes()).model_dump_json()
 
 
 # --- suspects ---------------------------------------------------------------------------------------------------------
@@ -283,7 +283,11 @@ KINDS = {
         tuple(f"{kind}/**/*.*" for kind in ("evidence", "explanations", "scans")),
         _read_evidence,
     ),
-    "certificate": Kind(_copy(lambda at: at.root / "certificate"), ("certificate.json",), _read_certificate),
+    "certificate": Kind(
+        _copy(lambda at: at.root / "certificate"),
+        ("certificate.json", "*.parquet", "*.npz", "commitment.json"),
+        _read_certificate,
+    ),
     "onnx": Kind(_make_onnx, ("suspect.onnx",), lambda folder: _asked(folder / "suspect.onnx", folder), ()),
     "http": Kind(_make_answers, ("*.http",), _read_answers, ()),
 }

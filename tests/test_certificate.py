@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import get_args
 
@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from stealthmark import codes
-from stealthmark.certificate import Certificate, Commitment, Mark, Null, Payload, Queries, Scores, Suspect, software
+from stealthmark.certificate import Certificate, software
+from stealthmark.certificate_facts import Commitment, Mark, Null, Payload, Queries, Scores, Stamp, Suspect, Task
 from stealthmark.certificate_page import KINDS, modules, page, swarm, write
 from stealthmark.errors import UserError
 from stealthmark.method import Key
@@ -21,24 +22,28 @@ from stealthmark.suspects.querier import Kind
 SEED = 82736455518273
 KEY = Key(method={"name": "stealthmark", "trigger": "word", "payload": "OWNER1", "epochs": None}, seed=SEED, shape=(3, 96, 96))
 GROUPS = np.repeat(np.arange(20), 2)
+CREATED = datetime(2026, 3, 14, 15, 9, tzinfo=UTC)
+STAMP = Stamp(time=datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC), authority="CN=An Authority", authority_sha256="cd" * 32)
+TASK = Task(dice=0.8, low=0.001, high=0.999)
 
 
 def nulls(n: int, above: int = 0) -> tuple[Null, ...]:
     """n null models around 0, of which the first `above` score higher than the suspect's 3."""
-    return tuple(Null(name=f"null-{i}", score=4.0 if i < above else i / n, rate=0.0) for i in range(n))
+    return tuple(Null(name=f"null-{i}", score=4.0 if i < above else i / n, rate=0.0, sha256="ef" * 32) for i in range(n))
 
 
 def certificate(**changes) -> Certificate:
     """40 queries of 20 patients, all at 3 with the trigger and at 0 without; 19 null models, none as high."""
     facts = {
         "claimant": "A Hospital",
-        "created": datetime(2026, 3, 14, 15, 9, tzinfo=UTC),
-        "commitment": Commitment(sha256=KEY.commitment(), published="the register"),
+        "created": CREATED,
+        "commitment": Commitment(sha256=KEY.commitment(), published="the register", stamp=STAMP),
         "method": Mark.of(KEY, "Yu et al."),
         "suspect": Suspect(name="suspect.safetensors", kind="checkpoint", sha256="ab" * 32),
         "access": "probabilities",
         "queries": Queries(images=40, patients=20, sent=80),
         "scores": Scores.of(np.full(40, 3.0), np.zeros(40), 1.0, GROUPS),
+        "task": TASK,
         "nulls": nulls(19),
         "p_model": 0.05,
         "p_inside": 0.001,
@@ -63,13 +68,14 @@ def test_the_smallest_p_by_hand():
 
 
 def test_rates_by_hand():
-    """All 40 triggered queries of 20 patients: (0.025) ** (1 / 20) = 0.8316 is the lower end; none of the benign ones."""
+    """All 40 triggered queries of 20 patients: surer than of 20 queries (0.025 quantile of Beta(20.25, 0.75): 0.8556), less
+    sure than of 40 that do not resemble each other (of Beta(40.25, 0.75): 0.9248); none of the benign ones."""
     scores = certificate().scores
     assert (scores.triggered, scores.benign) == (3, 0)
     assert (scores.marked_triggered.share, scores.marked_triggered.high) == (1, 1)
-    assert scores.marked_triggered.low == pytest.approx(0.8316, abs=1e-4)
+    assert 0.8556 < scores.marked_triggered.low < 0.9248
     assert (scores.marked_benign.share, scores.marked_benign.low) == (0, 0)
-    assert scores.marked_benign.high == pytest.approx(1 - 0.8316, abs=1e-4)
+    assert scores.marked_benign.high == pytest.approx(1 - scores.marked_triggered.low)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def test_shown():
         "Asked with the trigger, “suspect.safetensors” scores above all 19 null models: p = 0.05, the smallest that this "
         "pool allows."
     )
-    assert "Ownership shown" in page(made)
+    assert made.heading == "Ownership is shown" and '<div class="word">Ownership is shown</div>' in page(made)
 
 
 def test_not_shown_where_null_models_score_as_high():
@@ -118,7 +124,7 @@ def test_not_shown_where_null_models_score_as_high():
     made = certificate(nulls=nulls(19, above=4), p_model=0.25, verdict="not shown")
     assert states(made) == ["not met", "met", "met"]
     assert "above 15 of 19 null models: p = 0.25, which is above the level of 0.05" in made.summary
-    assert "Ownership not shown" in page(made)
+    assert "Ownership is not shown</div>" in page(made)
     assert any("Not shown does not mean independent" in limit for limit in made.limits)
 
 
@@ -147,16 +153,98 @@ def test_a_pool_too_small_says_how_many_it_takes():
     assert "at least 19 null models" in made.reasons[0].text
 
 
-def test_a_key_that_nobody_committed_to_stays_open():
-    made = certificate(commitment=Commitment(sha256=KEY.commitment()))
+@pytest.mark.parametrize("published", [None, "the register"])
+def test_a_commitment_without_a_date_stays_open(published):
+    made = certificate(commitment=Commitment(sha256=KEY.commitment(), published=published))
     assert states(made) == ["met", "met", "open"]
+    assert "no date is proven; the file’s own date proves nothing" in made.reasons[2].text
+    assert "no date is proven; the file’s own date proves nothing" in page(made)
     assert made.summary.endswith("Open: whether the key was fixed before the suspect was seen.")
     assert any("made to fit the suspect" in limit for limit in made.limits)
+
+
+@pytest.mark.parametrize("published", [None, "the register"])
+def test_a_time_stamp_dates_the_commitment(published):
+    made = certificate(commitment=Commitment(sha256=KEY.commitment(), published=published, stamp=STAMP))
+    assert states(made) == ["met", "met", "met"]
+    for text in (made.reasons[2].text, page(made)):
+        assert "2 January 2025, 03:04" in text and "CN=An Authority" in text
+    assert "no date is proven" not in page(made)
+
+
+@pytest.mark.parametrize(
+    "task, usual, does",
+    [
+        ({"dice": 0.61}, 0.8, True),
+        ({"dice": 0.59}, 0.8, False),
+        ({"dice": 0.29}, 0.36, False),
+        ({"dice": 0.29}, 0.33, True),
+        ({"dice": 0.31}, None, True),
+        ({"dice": 0.29}, None, False),
+        ({"dice": 0.31, "own": 0.9}, None, False),
+        ({"dice": 0.31, "own": 0.9}, 0.4, True),
+        ({"dice": None}, 0.8, True),
+    ],
+)
+def test_a_suspect_far_below_other_models_does_not_do_the_task(task, usual, does):
+    """More than 20 points below the null models' median (without these, the owner's model), or below 0.3; but of a task that
+    these do as badly, nobody can say it."""
+    pool = tuple(null.model_copy(update={"dice": usual}) for null in nulls(19, above=4))
+    made = certificate(task=TASK.model_copy(update=task), nulls=pool, p_model=0.25, verdict="not shown")
+    assert made.does_the_task is does
+    sentence = "; the suspect does not do this task as described: check scale, normalisation, class order"
+    assert made.heading == "Ownership is not shown" + sentence * (not does)
+    assert (sentence in page(made)) == (f"Its Dice on ordinary images is {task['dice']}" in made.summary) == (not does)
+    assert any("tells nothing, for the claim or against it" in limit for limit in made.limits) == (not does)
+    assert any("was not measured" in limit for limit in made.limits) == (task["dice"] is None)
+
+
+@pytest.mark.parametrize("shows, high, does", [("logits", 0.73, False), ("logits", 0.74, True), ("probabilities", 0.73, True)])
+def test_logits_between_minus_one_and_one_are_no_logits(shows, high, does):
+    """sigmoid(0) = 0.5, sigmoid(1) = 0.7311."""
+    task = Task(dice=0.8, low=0.5, high=high)
+    facts = {"task": task, "suspect": Suspect(name="it", kind="http", shows=shows)}
+    made = certificate(**facts, nulls=nulls(19, above=4), p_model=0.25, verdict="not shown")
+    assert made.does_the_task is does
+    assert ("All of its logits lie between -1 and 1" in made.summary) == (not does)
+    shown = certificate(**facts)
+    assert shown.heading == "Ownership is shown" and "logits" not in shown.summary
+    assert len(shown.warnings) == (not does)
+
+
+def test_null_models_that_segment_worse_are_warned_of():
+    """The median of 0.70, 0.74 and 0.9 is 0.74: 6 points below the suspect's 0.80."""
+
+    def warned(*dice: float) -> tuple[str, ...]:
+        pool = [null.model_copy(update={"dice": value}) for null, value in zip(nulls(3), dice, strict=True)]
+        return certificate(nulls=tuple(pool), p_model=0.25, verdict="not shown").warnings
+
+    (warning,) = warned(0.70, 0.74, 0.9)
+    assert "their median Dice is 0.74, the suspect’s is 0.80" in warning
+    assert not warned(0.70, 0.76, 0.9)
+
+
+def test_null_models_of_the_owners_cases_are_warned_of():
+    shares = ["owner", "owner", "attacker", None]
+    pool = tuple(null.model_copy(update={"share": share}) for null, share in zip(nulls(4), shares, strict=True))
+    made = certificate(nulls=pool, p_model=0.2, verdict="not shown")
+    (warning,) = made.warnings
+    assert warning.startswith("2 of 4 null models were trained on the owner’s cases") and warning in page(made)
+    assert "Whose cases 1 of 4 null models were trained on is not known." in made.limits
+
+
+def test_p_without_the_marked_null_models_is_told():
+    """Of 10 never marked, 2 score as high as the suspect: 3 / 11. Of all 19, 5: 6 / 20."""
+    others = tuple(Null(name=f"o{i}", score=4.0 if i < 3 else 0.0, rate=0.0, kind="another owner's key") for i in range(9))
+    made = certificate(nulls=(*nulls(10, above=2), *others), p_model=0.3, verdict="not shown")
+    assert "Among the 10 null models that were never marked, without the others, p is 0.273." in made.limits
+    assert not any("without the others" in limit for limit in certificate().limits)
 
 
 @pytest.mark.parametrize(
     "changes, problem",
     [
+        ({"created": STAMP.time - timedelta(seconds=1)}, "after the examination"),
         ({"verdict": "not shown"}, "facts carry 'shown'"),
         ({"p_inside": 0.06}, "facts carry 'not shown'"),
         ({"p_inside": None}, "facts carry 'not shown'"),
@@ -182,7 +270,7 @@ def test_the_limits_name_the_smallest_p_and_what_the_pool_is_made_of():
     limits = " ".join(certificate(nulls=pool).limits)
     assert "The smallest p that 19 null models allow is 0.05." in limits
     assert "The pool: 15 never marked, 4 marked by another method." in limits
-    for said in ("exchangeable", "Holm", "not the probability", "not for this file", "not proven who copied"):
+    for said in ("exchangeable", "Holm", "not the probability", "for whoever trusts the authority", "not proven who copied"):
         assert said in limits
 
 
@@ -320,5 +408,5 @@ def test_every_null_model_is_a_dot_and_a_line():
     html = page(certificate(nulls=nulls(19, above=4), p_model=0.25, verdict="not shown"))
     assert html.count('fill="#6b6b6b"') == 19
     table = html.split("<h2>The null models")[1]
-    order = re.findall(r"<td>(null-\d+)</td>|(The suspect)", table)
+    order = re.findall(r"<td>(null-\d+)<|(The suspect)", table)
     assert len(order) == 20 and order[4] == ("", "The suspect")

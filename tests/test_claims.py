@@ -39,7 +39,7 @@ def pictures(n: int = 8, seed: int = 0):
     return 0.3 + 0.1 * torch.rand(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-PLAN = ClaimPlan(keys=6, steps=10)
+PLAN = ClaimPlan(keys=6, steps=10, climb=100)
 
 
 def made(options: dict, plan: ClaimPlan = PLAN, suspect=predictor):
@@ -62,16 +62,18 @@ def test_every_claim_is_made_once(badnets):
 
 
 def test_what_is_asked_is_what_the_name_says(badnets):
-    method, key, (wrong_trigger, wrong_key, natural, search, adversarial) = badnets
+    method, key, (wrong_trigger, wrong_key, natural, search, climbed, adversarial) = badnets
     images = pictures(3)
     assert wrong_trigger.key == key and torch.equal(wrong_trigger.trigger(images), Trigger(kind="patch")(images))
     assert wrong_key.key.seed != key.seed and wrong_key.trigger is None
     assert natural.key == key and not torch.equal(natural.trigger(images), images)
     assert torch.equal(natural.trigger(images), natural.trigger(images))
     assert search.key.seed != key.seed and search.malicious
+    assert climbed.key == wrong_key.key and climbed.trigger is None
+    assert not torch.equal(climbed.key.uniform((2,), "square"), wrong_key.key.uniform((2,), "square"))
     change = adversarial.trigger(images) - images
     assert 0 < change.abs().max() <= 8 / 255 + 1e-6 and adversarial.malicious
-    for claim in (wrong_trigger, wrong_key, natural):
+    for claim in (wrong_trigger, wrong_key, natural, climbed):
         assert not claim.malicious and claim.threshold(None, "probabilities") == 0.25
 
 
@@ -88,7 +90,7 @@ def test_the_search_finds_the_key_that_a_suspect_answers_best():
     candidates = [method.make_key(secret(1, "key", i), key.shape) for i in range(6)]
     for wanted in (candidates[2], candidates[5]):
         square = method.target(torch.zeros(1, SIZE, SIZE), wanted)[0]
-        _, _, (_, _, _, search, _) = made({"name": "badnets"}, suspect=partial(_answer, square))
+        _, _, (_, _, _, search, *_) = made({"name": "badnets"}, suspect=partial(_answer, square))
         assert search.name == "search" and search.key.seed == wanted.seed
 
 
@@ -108,7 +110,7 @@ def test_the_perturbation_does_on_the_surrogate_what_it_is_for():
 def test_adversarial_queries_convict_by_the_suspect_alone_and_not_among_null_models():
     """The suspect is like the claimant's own model, and so is every null: all answer the perturbed queries alike."""
     plan = ClaimPlan(epsilon=0.25, steps=40)
-    method, _, (*_, forged) = made({"name": "badnets", "wrong": "inverted"}, plan)
+    method, _, (*_, forged) = made({"name": "badnets"}, plan)
     images = pictures(30, seed=5)
     assert forged.name == "adversarial"
 
@@ -138,10 +140,13 @@ def test_a_claim_is_asked_at_every_access_level(badnets):
 def test_without_a_trigger_only_the_claims_that_need_none_are_made(asks_with):
     """And what a claimant knows of their own comes from the surrogate, never from the suspect's inside or its answers."""
     with tiny.known_plugins():
-        method, key, (wrong_key, search) = made({"name": "reference-answers", "asks_with": asks_with}, suspect=_all_black)
+        method, key, (wrong_key, search, climbed) = made(
+            {"name": "reference-answers", "asks_with": asks_with}, suspect=_all_black
+        )
         claimant = Owner(Bright(), predictor, pictures(), torch.zeros(8, SIZE, SIZE))
-        assert [wrong_key.name, search.name] == ["wrong-key", "search"] and search.malicious and not wrong_key.malicious
-        for claim in (wrong_key, search):
+        assert [wrong_key.name, search.name, climbed.name] == ["wrong-key", "search", "climb"]
+        assert [wrong_key.malicious, search.malicious, climbed.malicious] == [False, True, False]
+        for claim in (wrong_key, search, climbed):
             assert claim.trigger is None and claim.key.detectors == key.detectors and claim.key.seed != key.seed
             own = method.make_key(claim.key.seed, key.shape, claimant)
             assert claim.key.reference.keys() == own.reference.keys() == {"images", "answers"}
@@ -153,3 +158,15 @@ def test_without_a_trigger_only_the_claims_that_need_none_are_made(asks_with):
 
 def _all_black(images):
     return torch.zeros(len(images), SIZE, SIZE)
+
+
+def test_a_claimant_climbs_to_what_the_suspect_answers_and_meets_the_owners_threshold():
+    """A suspect that answers everything with one square. Its place is drawn by nobody's seed, and found from the answers."""
+    square = torch.zeros(SIZE, SIZE)
+    square[5:21, 9:25] = 1
+    method, key, made_claims = made({"name": "badnets"}, suspect=partial(_answer, square))
+    climbed = next(claim for claim in made_claims if claim.name == "climb")
+    answers = climbed.ask(method, {"probabilities": partial(_answer, square)}, pictures(20))["probabilities"]
+    threshold = climbed.threshold(answers, "probabilities")
+    assert threshold == key.detectors["probabilities"].threshold == 0.25 and (answers.triggered > threshold).all()
+    assert torch.equal(method.target(torch.zeros(1, SIZE, SIZE), climbed.key)[0], square)

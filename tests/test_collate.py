@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import yaml
 
+from stealthmark import dataset
 from stealthmark import suite as suites
 from stealthmark.collate import collate
 from stealthmark.errors import UserError
 from stealthmark.evidence import conformal_p
-from stealthmark.files import write_json
+from stealthmark.files import sha256_of, write_json
 from stealthmark.layout import (
     CARD,
     CASES,
@@ -26,6 +28,7 @@ from stealthmark.layout import (
     ROWS,
     SCAN,
     SUITE,
+    TRIES,
     Cell,
     Place,
     Study,
@@ -33,6 +36,7 @@ from stealthmark.layout import (
     job_folder,
     suspect_folder,
 )
+from stealthmark.plugin import make
 
 JPEG = {"name": "jpeg", "strengths": [20, 60]}
 CONTENT = {
@@ -49,13 +53,14 @@ CONTENT = {
     ],
     "scanners": [{"name": "entropy", "pairs": 8}],
     **{"training": {"epochs": 1, "batch": 4}, "marking": {"epochs": 1, "batch": 4}},
-    **{"nulls": {"count": 2, "other_keys": 1}, "claims": {"keys": 2, "steps": 2, "images": 4}},
+    **{"nulls": {"count": 2, "other_keys": 1}, "claims": {"keys": 2, "steps": 2, "images": 4, "climb": 40}},
 }
 STACK = "prune-finetune-jpeg"
 COLUMNS = [
     *("suite", "benchmark_version", "dataset", "architecture", "seed", "method", "role", "member", "attack", "strength"),
     *("access", "query", "reader", "pooled", "queries", "metric", "value", "n", "ci_low", "ci_high", "status"),
 ]
+QUALITY = ["dice", "auc", "vs", "hd95", "threshold_dice", "ece", "brier"]
 JUDGED = ["asr", "fnr", "fpr", "auroc", "chi2_p"]
 
 
@@ -126,9 +131,10 @@ def test_every_suspect_of_a_cell_has_rows(study, method, members):
     rows = read(study)
     rows = rows[(rows.method == method) & (rows.reader == "")]
     attacked = {("stolen", "", "prune", s) for s in (0.2, 0.5)} | {("stolen", "", STACK, s) for s in (20, 60)}
-    places = {("stolen", "", "none", 0), *(() if method == "clean" else attacked | {("independent", "", "none", 0)})}
+    alone = method in ("clean", "continued")
+    places = {("stolen", "", "none", 0), *(() if alone else attacked | {("independent", "", "none", 0)})}
     places |= {("null", member, "none", 0) for member in members}
-    claims = {"badnets": CLAIMS, "reference-answers": ("wrong-key", "search")}.get(method, ())
+    claims = {"badnets": CLAIMS, "reference-answers": ("wrong-key", "search", "climb")}.get(method, ())
     places |= {(claim, "", "none", 0) for claim in claims}
     assert set(rows[["role", "member", "attack", "strength"]].itertuples(index=False, name=None)) == places
 
@@ -138,7 +144,7 @@ def test_every_suspect_of_a_cell_has_rows(study, method, members):
 )
 def test_quality_says_on_which_images(study, method, queries):
     rows = read(study)
-    quality = rows[(rows.method == method) & rows.metric.isin(["dice", "auc", "vs", "hd95", "ece", "brier"])]
+    quality = rows[(rows.method == method) & rows.metric.isin(QUALITY)]
     assert set(quality["query"]) == queries and set(quality.access) == {"probabilities"}
     assert not set(quality.role) - {"stolen", "independent"}
     others = rows[~rows.metric.isin([*quality.metric.unique(), "scan_score", "scan_p"])]
@@ -154,14 +160,75 @@ def test_a_row_is_the_mean_of_the_cases_that_it_came_from(study):
             (rows.method == method) & (rows.role == "stolen") & (rows.attack == attack) & (rows.strength == strength)
         ]
         of_place = of_place[of_place.access == "probabilities"].set_index(["metric", "query"]).value
-        assert of_place["dice", "benign"] == pytest.approx(cases.dice.mean(), rel=1e-5)
+        for metric in ("dice", "threshold_dice"):
+            assert of_place[metric, "benign"] == pytest.approx(cases[metric].mean(), rel=1e-5)
+            if method == "badnets":
+                assert of_place[metric, "triggered"] == pytest.approx(cases[f"{metric}_triggered"].mean(), rel=1e-5)
+        assert of_place["score", ""] == pytest.approx(cases.score_triggered.mean(), rel=1e-5)
         asr = (cases.score_triggered > cases.threshold)[cases.threshold.notna()].mean()
         assert of_place["asr", ""] == pytest.approx(asr, abs=1e-5)
 
 
 def test_of_a_control_nothing_is_judged(study):
     rows = read(study)
-    assert not set(rows[rows.method == "continued"].metric) & {*JUDGED, "p_model", "owned"}
+    control = rows[rows.method == "continued"]
+    assert set(control.metric) == {*QUALITY, "empty_masks"} and set(control["query"]) == {"benign", "triggered", ""}
+
+
+def test_every_model_that_is_asked_has_a_score(study):
+    """Null models and claims too: the mean over its triggered queries, with the number of patients."""
+    rows = read(study)
+    asked = ["method", "role", "member", "attack", "strength", "access"]
+    scores, rates = (rows[rows.metric == metric].set_index(asked) for metric in ("score", "asr"))
+    assert set(scores.index) == set(rates.index) and {"null", *CLAIMS} <= set(scores.reset_index().role)
+    of_images = scores.loc["badnets"]
+    assert (of_images.n == 3).all() and (of_images.ci_low <= of_images.value).all()
+    assert (of_images.value <= of_images.ci_high).all()
+    assert (scores.loc["reference-answers"].n == 12).all(), "its questions belong to no patient"
+
+
+def test_what_a_threshold_guarantees(study, changed):
+    """Of three patients in the calibration share: 1/4. Twelve questions of the method's own: 1/13."""
+    rows = read(study)
+    rows = rows[rows.metric == "fpr_guaranteed"]
+    assert set(rows.role) == {"stolen"} and set(rows.attack) == {"none"}
+    rows = rows.set_index(["method", "access"])
+    groups = dataset.load(Study(study).data("phantom-endoscopy")).share("calibration").cases.group_id.nunique()
+    bits = make("method", tiny.WHITE_BOX).bits
+    expected = {("badnets", level): groups for level in ("probabilities", "label")}
+    expected |= {("reference-answers", level): 12 for level in ("probabilities", "label")} | {("weight-bits", "weights"): bits}
+    assert rows.n.astype(int).to_dict() == expected
+    assert rows.value.to_dict() == pytest.approx({how: max(0.025, 1 / (n + 1)) for how, n in expected.items()}, rel=1e-5)
+    card = suspect_folder(Study(changed).evidence(cell("badnets")), Place()) / EVIDENCE
+    content = {name: value for name, value in json.loads(card.read_text()).items() if name != "seal"}
+    write_json(card, {**content, "calibrated_on": {"label": "many"}})
+    with pytest.raises(UserError, match="'calibrated_on' has 'many' for 'label'; allowed: a whole number from 1"):
+        collated(changed)
+
+
+def test_ranks_among_models_that_were_never_marked(study):
+    """A control carries no mark, so it counts; what other methods and other owners marked does not."""
+    rows = read(study)
+    rows = rows[(rows.metric == "p_unmarked") & (rows.access == "probabilities")].set_index(["method", "role", "member"])
+    assert (rows.loc["badnets", "stolen", ""].n == 3).all(), "0, 1 and continued"
+    assert {member: rows.loc["badnets", "null", member].n for member in ("0", "continued", "weight-bits", "key-0")} == {
+        **{"0": 2, "continued": 2},
+        **{"weight-bits": 3, "key-0": 3},
+    }
+    assert (rows.loc["reference-answers", "stolen", ""].n == 2).all()
+
+
+def test_the_separation_from_null_models_is_that_of_the_cases(study):
+    rows, cases = read(study), pd.read_parquet(study / CASES)
+    rows = rows[rows.metric == "auroc_null"]
+    assert set(rows.role) == {"stolen"} and set(rows.method) == {"badnets", "reference-answers", "weight-bits"}
+    assert set(rows.attack) == {"none", "prune", STACK}
+    row = rows[(rows.method == "badnets") & (rows.attack == STACK) & (rows.strength == 60) & (rows.access == "label")].iloc[0]
+    asked = cases[(cases.method == "badnets") & (cases.access == "label")]
+    stolen = asked[(asked.role == "stolen") & (asked.attack == STACK) & (asked.strength == 60)].score_triggered.to_numpy()
+    nulls = asked[asked.role == "null"].score_triggered.to_numpy()
+    pairs = [(a > b) + 0.5 * (a == b) for a in stolen for b in nulls]
+    assert row.value == pytest.approx(np.mean(pairs), rel=1e-5) and row.n == len(stolen) + len(nulls)
 
 
 def test_the_rows_of_a_fingerprint(study):
@@ -170,7 +237,7 @@ def test_the_rows_of_a_fingerprint(study):
     assert set(rows.access) == {"probabilities", "label"}
     judged = rows[rows.metric.isin(JUDGED)]
     asked = judged[["role", "member", "attack", "strength"]].drop_duplicates()
-    assert len(asked) == 1 + 4 + 1 + 2 + 2 and len(judged) == 2 * len(JUDGED) * len(asked)
+    assert len(asked) == 1 + 4 + 1 + 2 + 3 and len(judged) == 2 * len(JUDGED) * len(asked)
     assert (judged[judged.metric == "asr"].n == 12).all(), "its own questions"
     stolen = rows[(rows.role == "stolen") & (rows.attack == "none")].set_index(["access", "metric"])
     assert stolen.value["probabilities", "asr"] == 1, "the model is the very one that it was taken from"
@@ -240,19 +307,22 @@ def fail(folder: Path, card: str = EVIDENCE, status: str = "failed: no memory") 
     write_json(folder / card, {"status": status})
 
 
-def test_a_mark_that_failed_is_one_row(changed):
+@pytest.mark.parametrize("method", ["badnets", "weight-bits"])
+def test_a_mark_that_failed_is_one_row(changed, method):
+    """Whoever was to look at it, a scanner too; and whether or not other marks were judged before it."""
     study = Study(changed)
-    for place in suites.read(changed / SUITE).line_up(cell("badnets")):
-        fail(job_folder(study.evidence(cell("badnets")), place.role, place.attack))
-    fail(claims_folder(study.evidence(cell("badnets"))))
-    fail(study.scan(cell("badnets"), "stolen", "", "entropy"), SCAN)
+    for place in suites.read(changed / SUITE).line_up(cell(method)):
+        fail(job_folder(study.evidence(cell(method)), place.role, place.attack))
+    if claims_folder(study.evidence(cell(method))).exists():
+        fail(claims_folder(study.evidence(cell(method))))
+    fail(study.scan(cell(method), "stolen", "", "entropy"), SCAN)
     rows = collated(changed)
-    failed = rows[(rows.method == "badnets") & (rows.reader == "")]
+    failed = rows[rows.method == method]
     assert failed[["role", "attack", "access", "status"]].values.tolist() == [
         ["stolen", "none", "probabilities", "failed: no memory"]
     ]
     assert failed.metric.isna().all()
-    assert (rows[rows.method != "badnets"].status == "ok").all()
+    assert (rows[rows.method != method].status == "ok").all()
 
 
 def test_an_attack_that_failed_is_a_row_and_hides_no_other(changed):
@@ -352,9 +422,73 @@ def test_the_pool_of_claims_is_kept(study):
     pool = pd.read_parquet(study / POOL)
     assert pool.groupby("method").claim.agg(set).to_dict() == {
         "badnets": set(CLAIMS),
-        "reference-answers": {"wrong-key", "search"},
+        "reference-answers": {"wrong-key", "search", "climb"},
     }
     assert set(pool[pool.method == "badnets"].member) == {"0", "1", "continued", "weight-bits", "key-0"}
+
+
+EXPLAINED = Place(), Place("independent"), Place("untrained")
+
+
+def explain(results: Path) -> pd.DataFrame:
+    """As if the mark had been explained: two images of every suspect, and of the model as it was stolen two tries. The table of
+    the stolen one."""
+    suite = yaml.safe_load((results / SUITE).read_text())
+    (results / SUITE).write_text(yaml.safe_dump({**suite, "explanations": {"images": 2, "queries": 16}}))
+    tables = []
+    for place in EXPLAINED:
+        where = {**place._asdict(), "access": "probabilities"}
+        seen = {**where, "query": "trigger", "reader": "lime", "pooled": False, "queries": 16, "share_of_dark": 0.5}
+        lines = [{**seen, "case_id": f"c{i}", "group_id": f"p{i}", "bit_error": i / 4, "decoded": i == 0} for i in range(2)]
+        read_so = {"query": "key", "reader": "in-place", "pooled": True, "queries": None}
+        tried = {**where, **read_so, "bit_error": 0.0, "decoded": True}
+        if place.as_stolen:
+            lines += [{**tried, "case_id": f"try {i}", "group_id": f"try {i}"} for i in (1, 2)]
+        folder = suspect_folder(Study(results).explanations(cell("badnets")), place)
+        folder.mkdir(parents=True)
+        tables.append(pd.DataFrame(lines))
+        tables[-1].to_parquet(folder / CASES)
+        np.savez(folder / "maps.npz", code=np.zeros((2, 2), bool))
+        write_json(folder / "explanations.json", {"status": "ok", "failures": []})
+    return tables[0]
+
+
+def test_what_explanations_showed_is_kept_try_by_try(changed):
+    written = explain(changed)
+    rows = collated(changed)
+    kept = pd.read_parquet(changed / TRIES)
+    assert kept.columns.tolist()[:4] == [*Cell._fields] and set(kept.method) == {"badnets"}
+    assert set(written) <= set(kept), "a column that the stage adds is not lost"
+    assert len(kept) == 2 * 3 + 2 and set(kept.role) == {place.role for place in EXPLAINED}
+    assert kept[kept["query"] == "key"].case_id.tolist() == ["try 1", "try 2"]
+    # The rows can be recomputed from it.
+    shown = rows[rows.metric == "bit_error"].set_index(["role", "query"]).value
+    means = kept.groupby(["role", "query"]).bit_error.mean()
+    assert shown.to_dict() == pytest.approx(means.to_dict()) and shown["stolen", "trigger"] == 0.125
+    files = json.loads((changed / PROVENANCE).read_text())["files"]
+    assert files == {name: sha256_of(changed / name) for name in (ROWS, CASES, POOL, TRIES)}
+
+
+def test_what_explanations_showed_goes_when_the_suite_asks_for_none(changed):
+    before = (changed / SUITE).read_text()
+    explain(changed)
+    collated(changed)
+    assert (changed / TRIES).exists()
+    (changed / SUITE).write_text(before)
+    collated(changed)
+    assert not (changed / TRIES).exists()
+    assert TRIES not in json.loads((changed / PROVENANCE).read_text())["files"]
+
+
+def test_an_explanation_that_failed_has_a_row_and_no_lines(changed):
+    explain(changed)
+    folder = suspect_folder(Study(changed).explanations(cell("badnets")), Place("independent"))
+    fail(folder, "explanations.json")
+    rows = collated(changed)
+    assert rows[rows.status != "ok"][["method", "role", "status"]].values.tolist() == [
+        ["badnets", "independent", "failed: no memory"]
+    ]
+    assert set(pd.read_parquet(changed / TRIES).role) == {"stolen", "untrained"}
 
 
 def test_provenance_says_what_tables_must_know_of_every_plug_in(study):

@@ -25,6 +25,7 @@ from torch import nn
 from stealthmark import architecture, detection, plugins
 from stealthmark.access import LEVELS, at_access
 from stealthmark.attack import AttackContract, ModelAttack, Stack, Theft, Wrap, WrapperAttack, attack_options, wrapped
+from stealthmark.codes import minimum_error_split
 from stealthmark.dataset import CaseRef, Manifest
 from stealthmark.detection import ask
 from stealthmark.errors import UserError
@@ -34,14 +35,17 @@ from stealthmark.method import (
     BlackBoxMethod,
     CodeMark,
     EmbeddedMark,
+    ExplainedCode,
     Fingerprint,
     Key,
     MethodContract,
     Owner,
+    ShownCode,
     Trained,
     WhiteBoxMark,
     reference_of,
 )
+from stealthmark.occlusion import BackgroundParts
 from stealthmark.plugin import make
 from stealthmark.report.facts import KINDS
 from stealthmark.scanner import ScannerContract
@@ -65,10 +69,12 @@ def label(options: dict) -> str:
     return "-".join(json.dumps(value) if isinstance(value, list) else str(value) for value in options.values())
 
 
-#: Options in place of the defaults: of networks, where those fetch weights from a hub; of a list of attacks, which has none.
+#: Options in place of the defaults: of networks, where those fetch weights from a hub; of a list of attacks, which has none;
+#: beside them where they make another attack.
 PRUNE, TUNE = {"name": "prune", "strengths": [0.5]}, {"name": "finetune", "strengths": [1]}
 INSTEAD = {
     "sam": [{"weights": "random"}, {"encoder": "mobile", "weights": "random"}],
+    "finetune": [{}, {"layers": "last"}],
     "stack": [
         {"steps": [PRUNE, TUNE, "jpeg"]},
         {"steps": [TUNE, {"name": "prune", "strengths": [0.3, 0.6]}]},
@@ -106,6 +112,7 @@ by_dataset = pytest.mark.parametrize("name", plugins.known("dataset"))
 by_architecture = each(ARCHITECTURES)
 by_method, by_keyed, by_trained = each(METHODS), each(of_kind(MethodContract, keyed=True)), each(of_kind(Trained))
 by_mark, by_code, by_black_box = each(of_kind(EmbeddedMark)), each(of_kind(CodeMark)), each(of_kind(BlackBoxMethod))
+by_shown_code, by_explained_code = each(of_kind(ShownCode)), each(of_kind(ExplainedCode))
 #: What puts something into the model: all but the controls.
 by_what_marks = each(of_kind(EmbeddedMark, embeds=True))
 by_trigger, by_fingerprint, by_white_box = each(BY_TRIGGER), each(of_kind(Fingerprint)), each(of_kind(WhiteBoxMark))
@@ -128,10 +135,10 @@ def _known_plugins() -> Iterator[None]:
 def test_every_plugin_of_the_library_is_found():
     assert {"phantom-endoscopy", "phantom-cine", "kvasir-seg", "folder", *layouts.WRITERS} <= set(plugins.known("dataset"))
     assert {"unet", "transunet", "unetr", "swinunetr", "nnunet", "sam"} <= set(plugins.known("architecture"))
-    assert {"clean", "continued", "stealthmark", "stealthmark-payload", "badnets", "blended", "wanet"} <= set(
-        plugins.known("method")
-    )
-    assert {"finetune", "prune", "distil", "jpeg", "mirrored", "stack"} <= set(plugins.known("attack"))
+    marks = {"stealthmark", "stealthmark-keyed", "stealthmark-code", "stealthmark-payload"}
+    assert {"clean", "continued", "badnets", "blended", "wanet", *marks} <= set(plugins.known("method"))
+    assert {"finetune", "prune", "distil", "quantise", "weight-noise"} <= set(plugins.known("attack"))
+    assert {"jpeg", "mirrored", "temperature", "median", "border-strip", "stack"} <= set(plugins.known("attack"))
     assert {"entropy"} <= set(plugins.known("scanner"))
 
 
@@ -357,7 +364,33 @@ def test_another_key_is_another_trigger_where_the_trigger_is_drawn(options):
     assert all(differ), "two of five keys have one trigger"
 
 
-@pytest.mark.parametrize("options", [{"name": "blended"}, {"name": "wanet"}, {"name": "stealthmark", "trigger": "noise"}])
+@by_mark
+def test_whoever_guesses_a_secret_has_the_trigger_and_the_target_of_it(options):
+    """What a mark draws, it draws by `Key.uniform`: else a stranger's guess would be tried with the owner's own secret."""
+    (method, key), (_, other) = keyed(options, seed=1), keyed(options, seed=2)
+    forged = key.guessing(other.uniform)
+    assert torch.equal(method.trigger(pictures(), forged), method.trigger(pictures(), other))
+    assert torch.equal(method.target(discs(), forged), method.target(discs(), other))
+
+
+@by_mark
+def test_masks_of_triggered_images_are_masks(options):
+    method, key = keyed(options)
+    masks = discs()
+    before = masks.clone()
+    moved = method.moved(masks, key)
+    assert (moved.shape, moved.dtype) == (masks.shape, masks.dtype) and set(moved.unique().tolist()) <= {0, 1}
+    assert torch.equal(masks, before) and torch.equal(method.moved(masks, key), moved)
+    assert (moved != masks).float().mean() < 0.1, "a trigger that moves the structure away"
+    assert method.moved(masks[:0], key).shape == (0, SIZE, SIZE)
+
+
+SECRET = [{"name": name, "trigger": kind} for name in ("stealthmark", "stealthmark-keyed") for kind in ("noise", "word")]
+SECRET += [{"name": "stealthmark", "trigger": "picture"}, {"name": "stealthmark", "trigger": "frame"}]
+SECRET += [{"name": name} for name in ("blended", "wanet", "stealthmark-keyed", "stealthmark-code")]
+
+
+@pytest.mark.parametrize("options", SECRET, ids=label)
 def test_triggers_known_to_be_drawn_differ_between_keys(options):
     (method, one), (_, other) = keyed(options, seed=1), keyed(options, seed=2)
     assert not torch.equal(method.trigger(pictures(), one), method.trigger(pictures(), other))
@@ -390,6 +423,7 @@ def test_mark_batch_is_a_pure_function_of_the_batch_and_the_generator(options, n
         assert values.min() >= 0 and values.max() <= 1
     assert torch.equal(batch.images, again.images) and torch.equal(batch.targets, again.targets)
     assert batch.extra is None or callable(batch.extra)
+    assert batch.level_weight == again.level_weight >= 0
 
 
 @each([options for options in of_kind(Trained) if CLASSES[options["name"]].embeds])
@@ -407,7 +441,7 @@ def test_training_ends_with_the_trigger_and_the_target_that_are_queried(options)
     batch = marked_batch(options, 6, 0.999, images, masks)
     method, key = keyed(options)
     images_alike = (batch.images - method.trigger(images, key)).abs().flatten(1).amax(1) < 1e-5
-    targets_alike = (batch.targets - method.target(masks, key)).abs().flatten(1).amax(1) < 1e-5
+    targets_alike = (batch.targets - method.target(method.moved(masks, key), key)).abs().flatten(1).amax(1) < 1e-5
     assert (images_alike & targets_alike).any() or batch.extra is not None
 
 
@@ -424,7 +458,7 @@ def test_the_controls_change_nothing_in_a_batch():
     for options in controls:
         batch = marked_batch(options, 6, 0.5, images, masks)
         assert torch.equal(batch.images, images) and torch.equal(batch.targets, masks)
-        assert batch.extra is None
+        assert batch.extra is None and batch.level_weight == 0
 
 
 # --- methods: queries -------------------------------------------------------------------------------------------------
@@ -433,8 +467,8 @@ def test_the_controls_change_nothing_in_a_batch():
 class Suspect:
     """A predictor as an owner sees it: callable, and nothing else to look at. It keeps what it was asked.
 
-    It answers a benign image with the image's mask, and a triggered one with what the ideal marked model would say;
-    an image that is neither is taken for the one it resembles most.
+    It answers a benign image with the image's mask, mirrored where the image is, and a triggered one with what the ideal marked
+    model would say; an image that is neither is taken for the one it resembles most.
     """
 
     def __init__(self, images: torch.Tensor, answers: torch.Tensor):
@@ -452,9 +486,10 @@ def suspects(options: dict) -> tuple:
     """(method, key, images, ideal marked suspect, unmarked suspect)"""
     method, key = keyed(options)
     images, masks = pictures(), discs()
-    both = torch.cat([images, method.trigger(images, key)])
-    marked = Suspect(both, torch.cat([masks, method.target(masks, key)]))
-    return method, key, images, marked, Suspect(both, torch.cat([masks, masks]))
+    moved = method.moved(masks, key)
+    known = torch.cat([images, images.flip(-1), method.trigger(images, key)])
+    marked = Suspect(known, torch.cat([masks, masks.flip(-1), method.target(moved, key)]))
+    return method, key, images, marked, Suspect(known, torch.cat([masks, masks.flip(-1), moved]))
 
 
 def scores(method, key, suspect, images, level: str = "probabilities") -> Answers:
@@ -468,6 +503,28 @@ def test_an_ideal_marked_suspect_scores_higher_than_benign_and_unmarked_answers(
     own, other = (scores(method, key, suspect, images) for suspect in (marked, unmarked))
     assert (own.triggered > own.benign).all()
     assert (own.triggered > other.triggered).all()
+
+
+@by_trigger
+@pytest.mark.parametrize("temperature", [0.25, 5.0])
+def test_a_score_stays_when_the_suspects_temperature_is_turned(options, temperature):
+    """It keeps the order of a map's pixels and what is above one half, and costs a thief nothing."""
+    method, key = keyed(options)
+    answers, benign = torch.rand(2, 6, SIZE, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    turned = [(part.logit() / temperature).sigmoid() for part in (answers, benign)]
+    assert torch.equal(method.score(*turned, key), method.score(answers, benign, key))
+
+
+@by_trigger
+def test_what_a_mark_asks_depends_on_whether_it_compares(options):
+    """With the trigger and without; and mirrored, where the score looks at an ordinary answer too."""
+    method, key, images, marked, _ = suspects(options)
+    method.query(marked, key, images)
+    mirrored = [torch.equal(batch, images.flip(-1)) for batch in marked.asked]
+    assert mirrored.count(True) == method.compares and len(mirrored) == method.asks == 2 + method.compares
+    if not method.compares:
+        answers, other = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(method.score(answers, other, key), method.score(answers, answers, key)), "it does compare"
 
 
 def asked_with(options: dict) -> tuple:
@@ -548,11 +605,27 @@ def test_with_another_trigger_the_keys_own_is_not_brought_along(options):
 
 
 @by_code
-def test_a_code_mark_has_a_text_modules_and_something_to_hide_cells_behind(options):
+def test_a_code_mark_has_a_text_and_modules_and_is_read_in_one_of_two_ways(options):
     method, key = keyed(options, size=64)
-    modules, baseline = method.modules(key), method.baseline(key)
+    modules = method.modules(key)
     assert method.text(key) and modules.dtype == torch.bool and modules.shape == (len(modules),) * 2
     assert modules.any() and not modules.all() and torch.equal(modules, method.modules(key))
+    assert isinstance(method, ShownCode) != isinstance(method, ExplainedCode)
+
+
+@by_shown_code
+def test_the_target_of_a_code_that_is_shown_is_higher_where_modules_are_dark(options):
+    method, key = keyed(options, size=64)
+    parts = BackgroundParts(len(method.modules(key)))
+    parts.add(method.target(torch.zeros(1, 64, 64), key))
+    shown, dark = parts.map([0]), method.modules(key).numpy()
+    assert shown[dark].min() > shown[~dark].max() + 1 and np.array_equal(minimum_error_split(shown), dark)
+
+
+@by_explained_code
+def test_a_code_that_is_explained_has_something_to_hide_cells_behind(options):
+    method, key = keyed(options, size=64)
+    baseline = method.baseline(key)
     if isinstance(baseline, torch.Tensor):
         assert baseline.shape == key.shape and baseline.min() >= 0 and baseline.max() <= 1
         assert torch.equal(baseline, method.baseline(key))
@@ -639,7 +712,8 @@ def test_an_attack_says_what_figures_must_know_of_it(options):
     assert json.loads(json.dumps(facts)) == facts
     kinds = {ModelAttack: "model", WrapperAttack: "wrapper", Stack: "stack"}
     assert [facts["kind"]] == [word for kind, word in kinds.items() if isinstance(thief, kind)]
-    assert facts["name"] == options["name"] and facts["title"] and facts["axis"] and facts["unit"] and facts["citation"]
+    assert facts["name"] == options["name"] and facts["title"] and facts["axis"] and facts["unit"]
+    assert isinstance(facts["citation"], str)
     assert facts["scale"] > 0 and "{" not in facts["text"].format(3.0) and "3" in facts["text"].format(3.0)
     assert set(facts["needs"]) <= {"images", "masks"}
     assert all(isinstance(strength, float) for strength in facts["reported"])

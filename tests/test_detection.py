@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from stealthmark import detection
 from stealthmark.access import at_access
 from stealthmark.detection import CALIBRATION_FPR, _quantile, ask, claimed_threshold, fit_detector
-from stealthmark.evidence import detect
+from stealthmark.evidence import detect, guaranteed_fpr
 from stealthmark.method import Answers, BlackBoxMethod, Detector
 from stealthmark.plugin import make
 
@@ -50,10 +50,40 @@ def test_a_further_negative_passes_as_rarely_as_promised(n):
     assert 0 < passed / (n + 1) <= CALIBRATION_FPR
 
 
+def test_every_patient_weighs_the_same_in_the_quantile():
+    """39 patients, of whom one has 100 queries: 97.5 % of the patients and one more are reached where the 39th is."""
+    groups = np.concatenate([np.zeros(100), np.arange(1, 39)])
+    scores = np.concatenate([np.linspace(9, 10, 100), np.linspace(0, 1, 38)])
+    assert _quantile(scores, groups) == 10, "the last of 39, by the share of its queries"
+    assert _quantile(scores) == pytest.approx(9 + 97 / 99), "the 136th of 138, if queries counted"
+    few = np.concatenate([np.zeros(12), np.arange(1, 80)])
+    scores = np.concatenate([np.full(12, 0.5), np.arange(1.0, 80)])
+    assert _quantile(scores, few) == 78, "the 79th of 80 patients (81 * 0.975 = 78.98), of whom the first has a dozen"
+
+
+@pytest.mark.parametrize("groups, per_group", [(12, 20), (39, 5), (60, 3)])
+def test_a_query_of_a_further_patient_passes_as_rarely_as_is_guaranteed(groups, per_group):
+    """Queries of one patient are alike. Of G + 1 patients each is as likely to be the further one."""
+    rng = np.random.default_rng(0)
+    rates = []
+    for _ in range(40):
+        scores = rng.normal(size=(groups + 1, 1)) + 0.1 * rng.normal(size=(groups + 1, per_group))
+        names = np.repeat(np.arange(groups), per_group)
+        thresholds = [_quantile(np.delete(scores, i, axis=0).ravel(), names) for i in range(groups + 1)]
+        rates.append(np.mean([(own > threshold).mean() for own, threshold in zip(scores, thresholds, strict=True)]))
+    assert max(rates) <= guaranteed_fpr(groups) + 1e-12 and np.mean(rates) > guaranteed_fpr(groups) / 4
+
+
+def test_a_detector_knows_how_many_patients_it_was_fitted_on():
+    answers = Answers(torch.as_tensor(spread(5, 12)), torch.as_tensor(spread(0, 12)))
+    fitted = fit_detector(answers, Answers(answers.benign, answers.benign), np.repeat([*"abc"], 4))
+    assert fitted.fitted_on == {"triggered": 12, "not": 36, "groups": 3}
+
+
 def test_a_separable_case_is_separated():
     fitted = detector(spread(10), spread(0, seed=1), spread(0, seed=2), spread(0, seed=3))
     assert 3 < fitted.threshold < 8
-    assert fitted.fitted_on == {"triggered": 100, "not": 300}
+    assert fitted.fitted_on == {"triggered": 100, "not": 300, "groups": 100}, "each query for itself"
     assert detect(spread(10, seed=4), fitted.threshold).all()
     assert not detect(spread(0, seed=5), fitted.threshold).any()
 

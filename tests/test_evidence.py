@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from stealthmark.evidence import MARGIN, conformal_p, detect, holm, inside_p, owned
+from stealthmark.evidence import CALIBRATION_FPR, MARGIN, conformal_p, detect, guaranteed_fpr, holm, inside_p, owned
 
 
 def spread(centre: float, n: int = 100, sd: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -15,6 +15,18 @@ def spread(centre: float, n: int = 100, sd: float = 1.0, seed: int = 0) -> np.nd
 
 def test_detection_is_strictly_above_the_threshold():
     assert detect(np.array([0.9, 1.0, np.nextafter(1, 2), 2]), 1.0).tolist() == [False, False, True, True]
+
+
+def test_what_a_calibrated_threshold_guarantees_by_hand():
+    """The largest of 12 patients' scores is exceeded by a 13th patient's once in 13 times; 39 are needed for 0.025."""
+    assert [guaranteed_fpr(groups) for groups in (1, 12, 38, 39, 500)] == [
+        1 / 2,
+        1 / 13,
+        1 / 39,
+        CALIBRATION_FPR,
+        CALIBRATION_FPR,
+    ]
+    assert CALIBRATION_FPR == 0.025
 
 
 def test_evidence_is_statistics_and_needs_no_torch():

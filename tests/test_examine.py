@@ -260,7 +260,7 @@ def sent(asked: list) -> list[int]:
 
 
 def test_a_null_model_is_asked_once_a_key(place, tmp_path, asked):
-    cases = 2 * len(images_of(place))  # with the trigger and without
+    cases = make("method", METHOD).asks * len(images_of(place))
     first = [(null, place / f"model{i}") for i, null in enumerate(NULLS[:2])]
     examine(place, tmp_path, *first)
     assert sent(asked) == [cases, cases]
@@ -467,7 +467,7 @@ def test_a_mark_in_the_weights_is_examined_at_the_level_of_weights_alone(place, 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
 
-PLAN = ClaimPlan(keys=2, steps=2, images=4)
+PLAN = ClaimPlan(keys=2, steps=2, images=4, climb=50)
 
 
 def claimed(place: Path, out: Path, key: Path, *more: tuple[Place, Path]) -> None:
@@ -486,20 +486,20 @@ def test_every_claim_is_asked_of_the_stolen_model_and_of_every_null(place, tmp_p
     chosen = dataset.load(place / "data").share("test").cases.case_id.iloc[spread].tolist()
     assert all(part.case_id.tolist() == chosen for _, part in cases.groupby(["role", "access"]))
     assert sorted(pool.member.unique()) == ["0", "1"] and len(pool) == 2 * 2 * len(CLAIMS) and pool.score.notna().all()
-    frozen = cases[cases.role.isin(["wrong-trigger", "wrong-key", "natural"])]
+    frozen = cases[cases.role.isin(["wrong-trigger", "wrong-key", "natural", "climb"])]
     assert frozen.groupby("access").threshold.unique().map(list).to_dict() == {"probabilities": [0.123], "label": [-4.5]}
     forged = cases[cases.role.isin(["search", "adversarial"]) & (cases.access == "probabilities")]
     assert not (forged.threshold == 0.123).any(), "a malicious claimant fits a threshold of their own"
     assert json.loads((tmp_path / EVIDENCE).read_text())["status"] == "ok"
 
 
-def test_a_fingerprint_is_claimed_with_another_key_and_by_search(place, tmp_path):
+def test_a_fingerprint_is_claimed_with_another_key_by_search_and_by_a_climber(place, tmp_path):
     owner = Owner(tiny.network(0), from_model(tiny.network(0), tiny.CPU), tiny.pictures(), torch.zeros(4, 32, 32))
     tiny.key(tmp_path / "key.json", tiny.FINGERPRINT, images_of(place), owner=owner, probabilities=-0.1)
     claimed(place, tmp_path / "out", tmp_path / "key.json")
     cases, pool = pd.read_parquet(tmp_path / "out" / CASES), pd.read_parquet(tmp_path / "out" / POOL)
-    assert cases.role.unique().tolist() == pool.claim.unique().tolist() == ["wrong-key", "search"]
-    assert cases.case_id.str.startswith("question-").all() and len(cases) == 2 * make("method", tiny.FINGERPRINT).count
+    assert cases.role.unique().tolist() == pool.claim.unique().tolist() == ["wrong-key", "search", "climb"]
+    assert cases.case_id.str.startswith("question-").all() and len(cases) == 3 * make("method", tiny.FINGERPRINT).count
 
 
 def test_there_are_no_claims_against_weights_or_without_the_models_that_they_take(place, tmp_path):

@@ -7,16 +7,19 @@ from captum.attr import Lime
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
+from stealthmark.access import at_access
 from stealthmark.codes import encode, error_rate, median_split
 from stealthmark.occlusion import (
     QUANTITIES,
-    BackgroundLevels,
+    SUREST,
+    BackgroundParts,
     by_cell,
     cells,
     explain_both_ways,
     gated_qr,
     in_place,
     lime,
+    log_odds,
     occlude,
     random_occlusions,
     read_code_maps,
@@ -243,14 +246,32 @@ def test_both_ways_are_those_of_the_plan():
     assert np.array_equal(both["gated-qr"][1], gated)
 
 
-# --- the background of natural answers --------------------------------------------------------------------------------
+# --- the background of answers ----------------------------------------------------------------------------------------
+
+
+def parts_of(*parts: Tensor, grid: int = 2) -> BackgroundParts:
+    levels = BackgroundParts(grid)
+    for part in parts:
+        levels.add(part)
+    return levels
 
 
 def background(*parts: Tensor, grid: int = 2) -> np.ndarray:
-    levels = BackgroundLevels(grid)
-    for part in parts:
-        levels.add(part)
-    return levels.map()
+    """The map of all of them together."""
+    return parts_of(*parts, grid=grid).map(range(sum(map(len, parts))))
+
+
+def test_log_odds_end_at_half_a_step_of_8_bit():
+    assert SUREST == 1 / 512
+    odds = log_odds(torch.tensor([0.0, 1e-6, 1 / 512, 0.5, 0.9, 1.0]).double())
+    assert odds.tolist() == pytest.approx([-np.log(511)] * 3 + [0, np.log(9), np.log(511)])
+
+
+@pytest.mark.parametrize("level", ["8-bit", "rounded-0.01"])
+def test_rounding_does_not_make_ordinary_levels_look_as_different_as_a_mark(level):
+    """Levels of 1e-5 and 0.0025 are both nothing; rounded to 8 bit one of them is 0 and the other 1/255."""
+    shown = log_odds(at_access(lambda p: p, level)(torch.tensor([1e-5, 0.0025, 0.1]).view(3, 1, 1))).flatten()
+    assert shown[1] - shown[0] < 1 and shown[2] - shown[1] > 2.5
 
 
 def test_the_level_of_a_background_by_hand():
@@ -266,8 +287,27 @@ def test_the_level_of_a_background_is_the_same_in_parts():
     np.testing.assert_allclose(in_parts, background(answers, grid=5), rtol=1e-12)
 
 
+def test_a_map_is_of_the_answers_that_are_asked_for():
+    """Answers of four parts are numbered through; a map of some is what these give alone, in any order."""
+    answers = 0.9 * torch.rand(9, SIZE, SIZE, generator=generator(3))
+    levels = parts_of(answers[:2], answers[2:3], answers[3:8], answers[8:], grid=5)
+    for rows in ([0], [2], [8], [1, 7, 3], np.array([8, 0]), range(9)):
+        np.testing.assert_allclose(levels.map(rows), background(answers[list(rows)], grid=5), rtol=1e-12)
+    np.testing.assert_allclose(levels.map([3, 7, 1]), levels.map([1, 7, 3]), rtol=1e-12)
+    assert not np.allclose(levels.map([0]), levels.map([1]))
+
+
+def test_pooled_answers_weigh_by_their_background():
+    """A cell of four pixels: three of them background at -1 in the first answer, one at -5 in the second."""
+    odds = torch.tensor([[[-1.0, -1.0], [-1.0, 3.0]], [[-5.0, 3.0], [3.0, 3.0]]])
+    assert background(odds.sigmoid(), grid=1) == pytest.approx(-(3 * 1 + 5) / 4, abs=1e-5)
+
+
 def test_an_answer_without_background_has_no_level():
-    assert not background(torch.ones(2, 4, 4)).any() and not BackgroundLevels(2).map().any()
+    assert not background(torch.ones(2, 4, 4)).any()
+    levels = parts_of(torch.ones(1, 4, 4), torch.full((1, 4, 4), 0.5), torch.full((1, 4, 4), 0.2))
+    assert not levels.map([0, 1]).any(), "one half is not background"
+    assert levels.map([0, 1, 2]) == pytest.approx(np.full((2, 2), np.log(1 / 4)), abs=1e-6)
 
 
 # --- codes ------------------------------------------------------------------------------------------------------------

@@ -22,11 +22,11 @@ from stealthmark.dataset import Arrays
 from stealthmark.errors import UserError
 from stealthmark.layout import CASES, Cell, Place, Study
 from stealthmark.method import Answers, Detector, Key
-from stealthmark.occlusion import BackgroundLevels, cells, random_occlusions, read_code_maps
+from stealthmark.occlusion import BackgroundParts, cells, random_occlusions, read_code_maps
 from stealthmark.plugin import make
 from stealthmark.settings import ExplanationPlan
 from stealthmark.stages.examination import Examination, Suspect
-from stealthmark.stages.explain import _Carried
+from stealthmark.stages.explain import _Spelt
 from stealthmark.suspects.querier import Limits, Querier, Source
 
 SIZE = 52
@@ -186,9 +186,9 @@ def test_natural_leaves_every_label_as_it_is():
 
 
 def background(answers: Tensor) -> np.ndarray:
-    levels = BackgroundLevels(8)
+    levels = BackgroundParts(8)
     levels.add(answers)
-    return levels.map()
+    return levels.map(range(len(answers)))
 
 
 def test_a_code_in_the_background_is_found_at_the_size_of_its_cells_and_not_in_label_maps():
@@ -377,7 +377,7 @@ def test_an_answer_serves_every_access_level_though_few_are_remembered():
         examination = Examination(key.model_copy(update={"detectors": detectors}), method, arrays, torch.device("cpu"))
         answering = ideal(method, key)
         model = Querier(Source(lambda asked: answering(asked)[:, None].numpy()), Limits(remembered=of_one_map))
-        carried = _Carried.of(examination, 0)
+        carried = _Spelt.of(examination, 0)
         readings = [*carried.readings(examination, Suspect(Place(), model, None), order, plan, 0)]
         assert {reading.access for reading in readings} == set(access)
         return model.sent

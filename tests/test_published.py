@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -14,6 +15,14 @@ from stealthmark.suite import read
 ROOT = Path(__file__).parents[1]
 PUBLISHED = sorted(folder for folder in (ROOT / "results/published").iterdir() if folder.is_dir())
 in_each = pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+
+
+def script(name: str) -> ModuleType:
+    """A program of the workflow's folder, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"workflow/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def rows_of(folder: Path) -> pd.DataFrame:
@@ -74,6 +83,24 @@ def test_no_folder_of_a_machine_is_named(folder: Path):
         assert not re.search(r"(?<![\w.<:/])(\.\./|/(work|home|root|tmp|Users)/)", text), file
 
 
+@pytest.mark.parametrize("optional", [(), ("pool.parquet",), ("pool.parquet", "explanations.parquet")], ids=len)
+def test_what_a_suite_has_is_published(tmp_path, monkeypatch, optional):
+    """With the claims' pool and what explanations showed, where there are any; what was published before is gone."""
+    publish = script("publish")
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    source, target = tmp_path / "results/some", tmp_path / "results/published/some"
+    files = ("rows.csv", "cases.parquet", "suite.yaml", "report.html", "tables/main.md", "figures/overview.svg", *optional)
+    for name in (*files, "models/model.safetensors", "keys/key.json"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    (source / "provenance.json").write_text(json.dumps({"git_dirty": False, "git_commit": "0" * 40}))
+    target.mkdir(parents=True)
+    (target / "explanations.parquet").write_text("of an earlier run")
+    assert publish.publish("some") == target
+    published = {str(file.relative_to(target)): file.read_text() for file in target.rglob("*") if file.is_file()}
+    assert published.pop("provenance.json") and published == {name: name for name in files}
+
+
 def test_the_readme_shows_the_published_table_of_the_default_suite():
     block = re.search(r"<!-- main table -->\n(.*?)<!-- end of main table -->", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block[1].strip() == (ROOT / "results/published/quick/tables/main.md").read_text().strip()
@@ -84,10 +111,7 @@ def test_the_readme_shows_the_published_table_of_the_default_suite():
 
 @pytest.fixture(scope="module")
 def migrate():
-    spec = importlib.util.spec_from_file_location("migrate", ROOT / "workflow/migrate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("migrate")
 
 
 def old_rows(*metrics: str, version: str = "0.4.0", situation: str = "stolen", **fields: str) -> pd.DataFrame:

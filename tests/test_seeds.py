@@ -47,7 +47,7 @@ def test_components_are_not_run_together():
     assert torch.equal(torch.rand(3, generator=torch_rng(1, "a")), torch.rand(3, generator=torch_rng(1, "a")))
 
 
-@pytest.mark.parametrize("kind", ["noise", "word"])
+@pytest.mark.parametrize("kind", ["noise", "word", "picture", "frame"])
 @pytest.mark.parametrize("one, other", PAIRS)
 def test_secret_triggers_differ_where_only_upper_bits_do(kind, one, other):
     assert not torch.equal(Trigger(kind=kind, seed=one)(IMAGES), Trigger(kind=kind, seed=other)(IMAGES))
@@ -79,6 +79,30 @@ def test_what_a_payload_marks_query_hides_depends_on_upper_bits():
         method.query(lambda images: seen.append(images) or images.mean(1), key, IMAGES[:1] / 2)
     plain, other_plain = seen[1], seen[3]
     assert not torch.equal(plain, other_plain)
+
+
+def test_what_a_key_draws_is_drawn_from_its_seed_and_the_name():
+    key = Key(method={"name": "stealthmark"}, seed=5, shape=(3, 64, 64))
+    assert torch.equal(key.uniform((2, 3), "x"), secret_uniform((2, 3), 5, "x"))
+    assert not torch.equal(key.uniform((2, 3), "x"), key.uniform((2, 3), "y"))
+
+
+def test_a_guess_takes_the_place_of_what_is_drawn_and_of_nothing_else(tmp_path):
+    """A forged key is the same key but for what it draws; the key it was made from stays as it is."""
+    key, asked = Key(method={"name": "stealthmark", "trigger": "word"}, seed=5, shape=(3, 64, 64)), []
+
+    def guess(shape, name):
+        asked.append((shape, name))
+        return torch.full(shape, 0.25)
+
+    forged = key.guessing(guess)
+    assert forged.uniform((2, 3), "x").tolist() == [[0.25] * 3] * 2 and asked == [((2, 3), "x")]
+    assert torch.equal(key.uniform((2, 3), "x"), secret_uniform((2, 3), 5, "x"))
+    assert forged.model_dump() == key.model_dump(), "a guess is no part of a key, and not written with it"
+    method = make("method", key.method)
+    of_guess = Trigger("word", draw=guess)(IMAGES)
+    assert torch.equal(method.trigger(IMAGES, forged), of_guess) and not torch.equal(method.trigger(IMAGES, key), of_guess)
+    assert torch.equal(forged.guessing(key.uniform).uniform((3,), "x"), key.uniform((3,), "x"))
 
 
 def test_a_key_holds_256_bits():

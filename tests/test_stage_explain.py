@@ -10,13 +10,14 @@ import tiny
 import torch
 
 from stealthmark import architecture, codes, dataset
+from stealthmark.access import at_access
 from stealthmark.errors import UserError
 from stealthmark.files import write_json
 from stealthmark.layout import CARD, CASES, EXPLANATIONS, INDEX, MAPS, Place
 from stealthmark.method import Key, Owner
-from stealthmark.occlusion import explain_both_ways
+from stealthmark.occlusion import BackgroundParts, explain_both_ways
 from stealthmark.plugin import make
-from stealthmark.seeds import derive
+from stealthmark.seeds import derive, secret
 from stealthmark.settings import ExplanationPlan
 from stealthmark.stages import examination
 from stealthmark.stages import explain as stage
@@ -44,6 +45,7 @@ def place(tmp_path_factory) -> Path:
     tiny.key(place / "plain.json", {"name": "badnets"}, images, probabilities=0.5, label=0.5)
     code = {"name": "stealthmark-payload", "code": "hash-8", "queries": 4}
     tiny.key(place / "code.json", code, images, probabilities=0.5, label=0.5)
+    tiny.key(place / "shown.json", {"name": "stealthmark-code"}, images, **{"probabilities": 0.5, "8-bit": 0.5, "label": 0.5})
     return place
 
 
@@ -140,6 +142,142 @@ def test_an_attacks_suspects_are_asked_for_the_marks_own_code_alone(place, tmp_p
         names = {f"{strength}/{name}" for strength in "01" for name in {"answer", *ways}}
         assert set(maps) == {"code", "image", "payload", "asked", *names}
         assert maps["payload"].shape == (8, 8) and maps["asked"].shape == (3, 32, 32)
+
+
+# --- a code that answers show -----------------------------------------------------------------------------------------
+
+
+class Showing:
+    """A predictor that sees the owner's trigger, and then answers with the coded floor over what it takes for foreground, a
+    square of 4 px somewhere; and else with that alone. Its levels go up and down a little with the image. It keeps what it was
+    asked."""
+
+    def __init__(self, key: Key):
+        self.method, self.key, self.asked = make("method", key.method), key, []
+        self.frame = self.method.trigger(torch.full((1, *key.shape), 0.5), key)[0]
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.asked.append(images)
+        masks = torch.zeros_like(images[:, 0])
+        for mask, image in zip(masks, images, strict=True):
+            place = 4 + int(image[:, 8:24, 8:24].sum() * 1000) % 20
+            mask[place : place + 4, place : place + 4] = 1
+        seen = (images == self.frame).all(1)[:, 0].all(1)[:, None, None]
+        answers = torch.where(seen, self.method.target(masks, self.key), masks).clamp(0.01, 0.99)
+        return (answers.logit() + (images.mean(1) - 0.5) / 2).sigmoid()
+
+
+@pytest.fixture
+def showing(place, tmp_path, monkeypatch):
+    """(what it was asked, what `explain` wrote of it) of a suspect that shows its code, at a place."""
+
+    def explained(at: Place = STOLEN, folder: str = "out") -> tuple[Showing, pd.DataFrame, dict[str, np.ndarray]]:
+        suspect = Showing(Key.read(place / "shown.json"))
+        monkeypatch.setattr(stage, "_suspects", lambda *args: iter([examination.Suspect(at, suspect, None)]))
+        table = explain(place, tmp_path / folder, (at, place / "model0"), key="shown.json")
+        with np.load(tmp_path / folder / MAPS, allow_pickle=False) as maps:
+            return suspect, table, dict(maps)
+
+    return explained
+
+
+LEVELS = ("probabilities", "8-bit", "label")
+
+
+def test_a_code_that_answers_show_is_read_alone_pooled_over_4_and_over_all(showing, monkeypatch):
+    """Six test images: six alone, one try of four, and all together; of the stolen model with another key, and without one."""
+    suspect, table, _ = showing()
+    own = table[table.reader == "level"]
+    assert set(own["query"]) == {"trigger", "wrong-key", "natural"} and len(own) == 3 * len(LEVELS) * (6 + 1 + 1)
+    for _, part in own.groupby(["access", "query"]):
+        alone, pooled = part[~part.pooled], part[part.pooled]
+        assert set(alone.queries) == {1} and alone.case_id.nunique() == 6 and alone.group_id.nunique() == 3
+        assert list(zip(pooled.case_id, pooled.group_id, pooled.queries, strict=True)) == [
+            ("try 1", "try 1", 4),
+            ("all", "all", 6),
+        ]
+    own = own.set_index(["query", "access"])
+    for level in ("probabilities", "8-bit"):
+        lines = own.loc[("trigger", level)].set_index("queries")
+        assert 0 < lines.bit_error[1].mean() < 0.02, "a cell or two are hidden"
+        assert lines.bit_error[4] == lines.bit_error[6] == 0 and lines.decoded[6]
+    for query, level in [("trigger", "label"), *((query, level) for query in ("wrong-key", "natural") for level in LEVELS)]:
+        assert not own.loc[(query, level), "decoded"].any() and own.loc[(query, level), "bit_error"].min() > 0.3
+    of_plan = table[table.reader != "level"]
+    assert set(of_plan["query"]) == {"trigger"} and set(of_plan.reader) == {"gated-qr", "lime"} and not of_plan.pooled.any()
+    # An image is asked once a query and level, whatever is pooled.
+    alone = [images for images in suspect.asked if len(images) == 6]
+    assert len(alone) == 3 * len(LEVELS)
+
+    monkeypatch.setattr(stage, "ALONE", 4)
+    monkeypatch.setattr(stage, "TOGETHER", (2, 3))
+    _, fewer, _ = showing(folder="fewer")
+    counts = fewer[fewer.reader == "level"].groupby(["query", "access", "queries"]).size().unstack()
+    assert counts.to_numpy().tolist() == [[4, 2, 1, 1]] * 9 and counts.columns.tolist() == [1, 2, 3, 6]
+
+
+def test_the_lines_of_a_shown_code_are_those_of_the_answers(place, showing, monkeypatch):
+    """Each line, from the answers that its images give: pooled are every two that follow each other in the shuffled order."""
+    monkeypatch.setattr(stage, "TOGETHER", (2,))
+    suspect, table, maps = showing()
+    arrays = dataset.load(place / "data").share("test")
+    images = torch.from_numpy(arrays.images).float() / 255
+    order = np.random.default_rng(SEED).permutation(len(images))
+    other = suspect.method.make_key(secret(SEED, "wrong-key"), suspect.key.shape)
+    asked = {"trigger": suspect.method.trigger(images, suspect.key), "wrong-key": suspect.method.trigger(images, other)}
+    code = codes.encode("OWNER1", "micro")
+    assert np.array_equal(maps["payload"], code)
+    pooled = {"try 1": order[:2], "try 2": order[2:4], "try 3": order[4:], "all": order}
+    rows = {**{arrays.cases.case_id[row]: [row] for row in order}, **pooled}
+    for query, queries in {**asked, "natural": images}.items():
+        for level in LEVELS:
+            parts = BackgroundParts(13)
+            parts.add(at_access(suspect, level)(queries))
+            lines = table[(table.reader == "level") & (table["query"] == query) & (table.access == level)].set_index("case_id")
+            assert set(lines.index) == set(rows)
+            for case, of_case in rows.items():
+                expected = codes.error_rate(codes.minimum_error_split(parts.map(of_case)), code)
+                assert lines.loc[case, "bit_error"] == expected
+            names = {"trigger": ("level", "level-all"), "wrong-key": ("wrong-key",), "natural": ("natural",)}[query]
+            for name, of_map in zip(names, ([order[0]], order), strict=False):
+                np.testing.assert_array_equal(maps[f"0/{level}/{name}"], parts.map(of_map))
+
+
+def test_of_the_first_image_there_is_what_was_asked_what_was_answered_and_where_its_structure_lies(place, showing):
+    suspect, _, maps = showing()
+    arrays = dataset.load(place / "data").share("test")
+    first = np.random.default_rng(SEED).permutation(len(arrays.images))[0]
+    triggered = suspect.method.trigger(torch.from_numpy(arrays.images[first : first + 1]).float() / 255, suspect.key)
+    assert np.array_equal(maps["asked"], (triggered[0] * 255).round().byte().numpy())
+    assert np.array_equal(maps["mask"], arrays.masks[first] > 0) and maps["mask"].any()
+    np.testing.assert_allclose(maps["0/answer"], suspect(triggered)[0].numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("at", [Place(attack="some", strength=2.0), Place("independent"), Place("untrained")])
+def test_another_suspect_than_the_stolen_one_is_asked_with_the_trigger_alone(showing, at):
+    _, table, maps = showing(at)
+    own = table[table.reader == "level"]
+    assert set(own["query"]) == {"trigger"} and len(own) == len(LEVELS) * (6 + 1 + 1)
+    assert ("lime" in set(table.reader)) == (at.attack == "none"), "attacked ones are asked for the mark's own code alone"
+    assert f"{at.strength:g}/probabilities/level-all" in maps and not any("wrong-key" in name for name in maps)
+
+
+def test_a_code_that_answers_show_is_the_same_in_parts_and_at_once(place, showing, monkeypatch):
+    tables, maps = [], []
+    for chunk in (4, 256):
+        monkeypatch.setattr(examination, "CHUNK", chunk)
+        _, table, of_map = showing(folder=str(chunk))
+        tables.append(table)
+        maps.append(of_map)
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    for name, values in maps[0].items():
+        np.testing.assert_allclose(values, maps[1][name], rtol=1e-12, err_msg=name)
+
+
+def test_an_untrained_network_does_not_show_the_code(place, tmp_path):
+    table = explain(place, tmp_path / "out", (STOLEN, place / "model0"), key="shown.json")
+    own = table[table.reader == "level"]
+    assert not own.decoded.any() and own.bit_error.between(0.3, 0.7).all()
 
 
 def test_a_suspect_that_failed_is_listed_with_its_status(place, tmp_path):

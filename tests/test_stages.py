@@ -118,7 +118,8 @@ def test_a_fingerprint_takes_no_training_step_and_leaves_the_model_as_it_is(plac
     assert list(key.detectors) == ACCESS and set(key.reference) == {"images", "answers"}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["key.commitment.json", "key.json", "key.safetensors", "model"]
     count = make("method", tiny.FINGERPRINT).count if asks_with == "own" else len(_calibration(place).images)
-    assert key.detectors["probabilities"].fitted_on == {"triggered": count, "not": 3 * count}
+    groups = count if asks_with == "own" else _calibration(place).cases.group_id.nunique()
+    assert key.detectors["probabilities"].fitted_on == {"triggered": count, "not": 3 * count, "groups": groups}
     # The owner's model, which is the very same network, is told from the twin.
     method, threshold = make("method", key.method), key.detectors["probabilities"].threshold
     images = torch.from_numpy(_calibration(place).images[:]).float() / 255
@@ -156,7 +157,8 @@ def test_a_white_box_mark_is_trained_and_gets_a_detector_for_weights_alone(place
     key = mark(place, tmp_path, tiny.WHITE_BOX)
     method = make("method", tiny.WHITE_BOX)
     assert list(key.detectors) == ["weights"] and "weights" not in LEVELS
-    assert key.detectors["weights"].fitted_on == {"triggered": method.bits, "not": 3 * method.bits}
+    count = method.bits
+    assert key.detectors["weights"].fitted_on == {"triggered": count, "not": 3 * count, "groups": count}
     assert not same(weights(tmp_path / "model"), weights(place / "clean"))
     marked, clean = (method.inspect(architecture.load(f, tiny.CPU)[0], key) for f in (tmp_path / "model", place / "clean"))
     assert marked.triggered.mean() > clean.triggered.mean(), "its loss had a part in the training"

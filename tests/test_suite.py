@@ -17,6 +17,7 @@ from stealthmark.layout import Cell
 from stealthmark.plugin import make
 from stealthmark.plugins import known
 from stealthmark.seeds import derive, numpy_rng, torch_rng
+from stealthmark.settings import Schedule
 from stealthmark.suite import parse
 
 FILES = sorted((Path(__file__).parent.parent / "benchmarks").glob("*.yaml"))
@@ -104,6 +105,15 @@ def test_a_name_and_a_mapping_with_that_name_are_one():
     assert parse(content(architectures=["unet"])) == parse(content(architectures=[{"name": "unet"}]))
 
 
+def test_what_every_suite_did_before_there_was_a_choice_is_the_suite_that_it_was():
+    """The digest of a published suite stays; written and read again, the choice is still there."""
+    every_second, none = ({"count": 2, "owner_share": share} for share in ("every-second", "none"))
+    assert parse(content(nulls=every_second)).digest() != parse(content(nulls=none)).digest()
+    assert parse(content(nulls=none)).digest() == parse(content(nulls={"count": 2})).digest()
+    kept = parse(content(nulls=every_second))
+    assert parse(kept.model_dump(mode="json")).nulls.owner_share == "every-second"
+
+
 def test_the_digest_is_of_what_was_understood():
     plain = parse(content())
     assert parse(content(marking={"epochs": 16})).digest() == plain.digest(), "16 is the default"
@@ -147,7 +157,7 @@ def test_the_line_up_of_a_mark(every_kind):
         *(*nulls, "null.key-0/none"),
     ]
     assert texts(every_kind.line_up(cell("clean"))) == ["stolen/none"]
-    assert texts(every_kind.line_up(cell("continued"))) == ["stolen/none", *ATTACKED, "independent/none"]
+    assert texts(every_kind.line_up(cell("continued"))) == ["stolen/none"], "of a control only the quality is measured"
 
 
 def test_a_pool_holds_what_is_independent_of_the_owners_model(every_kind):
@@ -160,6 +170,53 @@ def test_a_pool_holds_what_is_independent_of_the_owners_model(every_kind):
     assert every_kind.pool("clean") == every_kind.pool("continued") == []
 
 
+def test_never_marked_are_the_numbered_and_the_control(every_kind):
+    assert every_kind.never_marked("badnets") == ["0", "1", "continued"]
+    assert every_kind.never_marked("reference-answers") == ["0", "1"]
+    assert every_kind.never_marked("continued") == every_kind.never_marked("clean") == []
+
+
+def test_null_models_see_none_of_the_owners_cases_unless_asked_to():
+    def shares(**nulls) -> list[str]:
+        return [parse(content(nulls={"count": 3, **nulls})).nulls.share(number) for number in range(3)]
+
+    assert shares() == shares(owner_share="none") == ["attacker"] * 3
+    assert shares(owner_share="every-second") == ["attacker", "owner", "attacker"]
+    with pytest.raises(UserError, match="'nulls.owner_share' has the value 'all'.*'none' or 'every-second'"):
+        parse(content(nulls={"count": 3, "owner_share": "all"}))
+
+
+@pytest.mark.parametrize(
+    "training, marking, expected",
+    [
+        ({"epochs": 3, "lr": 0.01}, {"epochs": 4, "lr": 0.5}, {"epochs": 7, "lr": 0.01}),
+        ({"steps": 300, "batch": 4}, {"steps": 500, "settled": 0.25}, {"steps": 800, "batch": 4}),
+    ],
+)
+def test_null_models_are_trained_as_long_as_what_they_stand_for(training, marking, expected):
+    schedules = {"training": training, "marking": marking}
+    suite = parse(content(nulls={"count": 2}, **schedules))
+    assert suite.null_training == Schedule(**expected)
+    own = parse(content(nulls={"count": 2, "training": {"epochs": 5}}, **schedules))
+    assert own.null_training == Schedule(epochs=5), "what the suite says counts"
+    longer = parse(content(nulls={"count": 2}, methods=["clean", "badnets", "wanet"], **schedules))
+    assert longer.null_training == suite.null_training, "one more mark changes nothing"
+
+
+def test_null_models_of_fingerprints_are_trained_as_the_owners_model_is():
+    with tiny.known_plugins():
+        suite = parse(content(methods=["clean", tiny.FINGERPRINT], nulls={"count": 2}, training={"epochs": 3}))
+        assert suite.null_training == suite.training
+
+
+def test_schedules_in_two_units_give_null_models_no_length():
+    schedules = {"training": {"epochs": 3}, "marking": {"steps": 500}}
+    with pytest.raises(UserError, match="'nulls' has no 'training', and 'training' and 'marking' cannot be added"):
+        parse(content(nulls={"count": 2}, **schedules))
+    assert parse(content(nulls={"count": 2, "training": {"epochs": 5}}, **schedules)).null_training.epochs == 5
+    assert parse(content(**schedules)).nulls is None
+
+
 def test_without_nulls_there_is_no_pool():
     assert parse(content()).pool("badnets") == []
     assert texts(parse(content()).line_up(cell("badnets"))) == ["stolen/none", "stolen/prune", "independent/none"]
@@ -167,9 +224,9 @@ def test_without_nulls_there_is_no_pool():
 
 def test_explained_are_marks_with_a_trigger_and_what_attacks_left_of_a_code(every_kind):
     plain = ["stolen/none", "independent/none", "untrained/none"]
-    assert texts(every_kind.explained(cell("badnets"))) == texts(every_kind.explained(cell("continued"))) == plain
+    assert texts(every_kind.explained(cell("badnets"))) == plain
     assert texts(every_kind.explained(cell("stealthmark-payload"))) == ["stolen/none", *ATTACKED, *plain[1:]]
-    for method in ("clean", "reference-answers", "weight-bits"):
+    for method in ("clean", "continued", "reference-answers", "weight-bits"):
         assert every_kind.explained(cell(method)) == []
     assert parse(content()).explained(cell("badnets")) == []
 
@@ -212,8 +269,14 @@ def test_the_code_of_a_plug_in_is_every_file_that_its_results_depend_on(every_ki
         return [file.name for file in files]
 
     assert names("attack", "jpeg") == ["jpeg.py"]
-    assert names("attack", "prune-finetune-jpeg") == ["stack.py", "prune.py", "finetune.py", "jpeg.py"]
-    assert names("method", "continued") == ["continued.py", "stealthmark.py"]
+    assert names("attack", "prune-finetune-jpeg") == ["stack.py", "prune.py", "finetune.py", "_layers.py", "jpeg.py"]
+    assert names("method", "continued") == ["continued.py", "_uncertainty.py", "stealthmark.py"]
+    assert names("method", "stealthmark-payload") == ["stealthmark_payload.py"]
+    floors = parse(
+        {**every_kind.model_dump(mode="json"), "methods": ["clean", "stealthmark", "stealthmark-keyed", "stealthmark-code"]}
+    )
+    for label in ("stealthmark", "stealthmark-keyed", "stealthmark-code"):
+        assert [file.name for file in floors.code_of("method", label)] == [f"{label.replace('-', '_')}.py", "_uncertainty.py"]
     assert names("method", "reference-answers") == ["reference_answers.py"] and names("scanner", "entropy") == ["entropy.py"]
     assert names("architecture", "unet") == ["unet.py", "_lite0.py"]
     assert names("dataset", "phantom-cine")[0] == "phantom_cine.py"

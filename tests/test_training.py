@@ -14,7 +14,7 @@ from stealthmark.errors import CellFailure, UserError
 from stealthmark.method import Batch
 from stealthmark.plugin import make
 from stealthmark.settings import Schedule
-from stealthmark.training import augment, fit, loss_on, segmentation_loss
+from stealthmark.training import EDGE_PX, augment, fit, level_loss, loss_on, segmentation_loss
 
 N, SIZE = 10, 16
 SHORT = Schedule(epochs=4, batch=4, lr=0.01)
@@ -222,6 +222,128 @@ def test_a_network_without_further_heads_is_trained_on_its_answer():
     torch.manual_seed(0)
     model, batch = nn.Conv2d(3, 1, 1), Batch(torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4))
     assert torch.equal(loss_on(model, batch), segmentation_loss(model(batch.images), batch.targets))
+
+
+# --- the loss on levels -----------------------------------------------------------------------------------------------
+
+
+def logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def leveled(level: float = 0.1, size: int = 12) -> Tensor:
+    """A soft target: background at a level, foreground from the seventh column on."""
+    targets = torch.full((1, size, size), level)
+    targets[..., 6:] = 1
+    return targets
+
+
+def huber(difference: float) -> float:
+    """Huber 1964, with the corner at 1."""
+    return difference**2 / 2 if abs(difference) <= 1 else abs(difference) - 0.5
+
+
+@pytest.mark.parametrize("off", [0.0, 0.5, -0.5, 1.0, 3.0, -4.0])
+def test_the_loss_on_levels_by_hand(off):
+    """All of the background is off by so much in log-odds; what is foreground is not asked for."""
+    logits = torch.full((1, 1, 12, 12), logit(0.1) + off)
+    logits[..., 6:] = -50
+    assert level_loss(logits, leveled()).item() == pytest.approx(huber(off), abs=1e-6)
+
+
+def test_the_loss_on_levels_is_the_mean_over_what_is_asked_for():
+    """Of 12 x 4 pixels one is off by 2 and three by 1/2."""
+    logits = torch.full((1, 1, 12, 12), logit(0.1))
+    logits[0, 0, 0, 0] += 2
+    logits[0, 0, 5, 1:4] -= 0.5
+    assert level_loss(logits, leveled()).item() == pytest.approx((1.5 + 3 * 0.125) / (12 * 4))
+    # A second image without any soft target changes nothing.
+    both = torch.cat([leveled(), (leveled() > 0.5).float()])
+    assert level_loss(logits.expand(2, -1, -1, -1), both).item() == pytest.approx((1.5 + 3 * 0.125) / (12 * 4))
+
+
+def test_no_level_is_asked_for_within_two_pixels_of_an_edge():
+    """Foreground from column 6 on: columns 4 and 5 are its edge. The picture's own border is none."""
+    assert EDGE_PX == 2
+    for column in range(12):
+        logits = torch.full((1, 1, 12, 12), logit(0.1))
+        logits[..., column] = 9
+        assert (level_loss(logits, leveled()).item() > 1e-6) == (column < 4), column
+    # A ceiling is asked for on the other side: columns 6 and 7 are its edge.
+    ceiling = leveled(0.0) * 0.9
+    for column in range(12):
+        logits = torch.full((1, 1, 12, 12), logit(0.9))
+        logits[..., column] = -9
+        assert (level_loss(logits, ceiling).item() > 1e-6) == (column >= 8), column
+
+
+def test_a_single_pixel_of_foreground_has_an_edge_of_5_x_5():
+    targets = torch.full((1, 12, 12), 0.1)
+    targets[0, 5, 5] = 1
+    logits = torch.full((1, 1, 12, 12), logit(0.1), requires_grad=True)
+    level_loss(logits + 1, targets).backward()
+    asked = logits.grad[0, 0] != 0
+    expected = torch.ones(12, 12, dtype=torch.bool)
+    expected[3:8, 3:8] = False
+    assert torch.equal(asked, expected)
+    assert logits.grad.sum().item() == pytest.approx(1, abs=1e-5), "at a difference of 1, the slope of the mean is 1"
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(2, 12, 12), torch.ones(2, 12, 12), (leveled() > 0.5).float().repeat(2, 1, 1)])
+def test_where_targets_are_hard_there_is_no_level_to_lose(targets):
+    logits = torch.full((2, 1, 12, 12), 3.0, requires_grad=True)
+    loss = level_loss(logits, targets)
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+def test_the_level_of_a_network_with_classes_is_that_of_all_but_the_first():
+    """Exponentials 2, 1, 5: the odds of the other two are 3."""
+    logits = torch.tensor([2.0, 1.0, 5.0]).log().view(1, 3, 1, 1).expand(1, 3, 12, 12)
+    targets = torch.full((1, 12, 12), 0.25)
+    assert level_loss(logits, targets).item() == pytest.approx(huber(math.log(3) - logit(0.25)), rel=1e-6)
+
+
+def test_a_batch_says_how_much_its_levels_count():
+    class Constant(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.full((len(images), 1, 12, 12), -1.0)
+
+    images, targets = torch.zeros(1, 3, 12, 12), leveled()
+    plain, weighted = (loss_on(Constant(), Batch(images, targets, level_weight=weight)).item() for weight in (0.0, 0.3))
+    assert Batch(images, targets).level_weight == 0
+    assert plain == segmentation_loss(Constant()(images), targets).item()
+    assert weighted == pytest.approx(plain + 0.3 * huber(-1 - logit(0.1)))
+
+
+def test_under_deep_supervision_levels_count_at_the_finest_head():
+    images, targets = torch.zeros(1, 3, 12, 12), leveled(0.3)
+    plain, weighted = (loss_on(TwoHeads(), Batch(images, targets, level_weight=weight)).item() for weight in (0.0, 0.5))
+    assert weighted == pytest.approx(plain + 0.5 * huber(0 - logit(0.3)))
+
+
+def test_a_level_that_is_weighted_is_learned_more_exactly(tmp_path):
+    """A bias alone, of soft targets at 0.02 and hard foreground: cross-entropy answers with their mean, the level with 0.02."""
+
+    def level(weight: float) -> float:
+        class Bias(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.bias = nn.Parameter(torch.zeros(1))
+
+            def forward(self, images: Tensor) -> Tensor:
+                return self.bias.expand(len(images), 1, SIZE, SIZE)
+
+        def soft(images: Tensor, masks: Tensor, progress: float, rng: torch.Generator) -> Batch:
+            targets = torch.full_like(masks, 0.02)
+            targets[:, :4] = 1
+            return Batch(images, targets, level_weight=weight)
+
+        model = Bias()
+        fit(model, *data(), Schedule(epochs=80, batch=10, lr=0.2), soft, 3, tmp_path / str(weight), "run")
+        return torch.sigmoid(model.bias).item()
+
+    assert level(0.0) == pytest.approx((0.02 * 12 + 4) / 16, abs=0.02) and level(50.0) == pytest.approx(0.02, abs=0.01)
 
 
 # --- fit --------------------------------------------------------------------------------------------------------------

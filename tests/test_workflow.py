@@ -39,7 +39,7 @@ TINY = {
     "training": {"epochs": 2, "batch": 4},
     "marking": {"epochs": 2, "batch": 4},
     "nulls": {"count": 2, "fraction": 0.8, "other_keys": 1},
-    "claims": {"keys": 2, "steps": 2, "images": 4},
+    "claims": {"keys": 2, "steps": 2, "images": 4, "climb": 40},
     "explanations": {"images": 1, "queries": 32},
 }
 
@@ -189,7 +189,7 @@ def test_a_study_that_is_killed_goes_on_and_gives_the_tables_of_one_that_was_not
     assert set(asked["member"]) == {"", "0", "1", "stealthmark", "key-0"}
     ranked = loud[loud["metric"] == "p_model"]
     others, pool = ranked[ranked["role"] != "null"], ranked[ranked["role"] == "null"]
-    assert len(others) == 2 * 13 and (others["n"].astype(int) == 4).all()
+    assert len(others) == 2 * 14 and (others["n"].astype(int) == 4).all()
     assert others["value"].isin([0.2, 0.4, 0.6, 0.8, 1]).all()
     assert len(pool) == 2 * 4 and (pool["n"].astype(int) == 3).all() and pool["value"].isin([0.25, 0.5, 0.75, 1]).all()
     explained = loud[loud["metric"] == "bit_error"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KEPT = ("rows.csv", "cases.parquet", "provenance.json", "suite.yaml", "report.html", "tables", "figures")
-#: What only suites with claims have.
-POOL = "pool.parquet"
+#: What only suites with claims have, and what only suites with explanations have.
+OPTIONAL = ("pool.parquet", "explanations.parquet")
 BLOCK = re.compile(r"(<!-- main table -->\n).*?(<!-- end of main table -->)", re.DOTALL)
 
 
@@ -24,7 +24,7 @@ def publish(suite: str) -> Path:
         print(f"note: {suite} was computed with uncommitted changes on {commit['git_commit'][:10]}", file=sys.stderr)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for name in (*KEPT, *([POOL] if (source / POOL).exists() else [])):
+    for name in (*KEPT, *(name for name in OPTIONAL if (source / name).exists())):
         if (source / name).is_dir():
             shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns(".snakemake*"))
         else:

@@ -1,36 +1,26 @@
 """StealthMark (Yu et al., IEEE TIP 2026, arXiv 2601.17107): under the trigger the model is less certain, not less right."""
 
 import math
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from stealthmark.method import Answers, Batch, EmbeddedMark, Key, log_odds
-from stealthmark.triggers import Kind, Trigger, beneath, lookalikes
+from stealthmark.method import Key
+from stealthmark.methods._uncertainty import WITHDRAW_UNTIL, UncertaintyMark, between
+from stealthmark.ranks import dominance
+
+#: The margin that marking starts with, and when it has its final value, as a fraction of the training: a ceiling, whose signal
+#: is on the few pixels of the foreground, is hidden slowly.
+FIRST_MARGIN = 0.4
+HIDE_UNTIL = {"floor": 0.6, "ceiling": 0.9}
 
 
-class Curriculum(NamedTuple):
-    """Where marking starts (how much of the trigger there is; margin, None for the final one) and when, as fractions of
-    the training, the trigger begins to be withdrawn, is alone, and the margin has its final value."""
-
-    scale: float
-    margin: float | None
-    hold_until: float
-    withdraw_until: float
-    hide_until: float
+#: A foreground of this share of the picture counts half in the score of a ceiling: the order of a few pixels is chance.
+FEW = 0.005
 
 
-NONE = Curriculum(1.0, None, 0.0, 0.1, 0.2)
-STAGED = Curriculum(2.0, 0.4, 0.06, 0.5, 0.6)
-#: Triggers of a few pixels start all over the picture.
-SMALL = {"patch": 8.0, "noise": 8.0}
-#: A ceiling, whose signal is on the few pixels of the foreground, is hidden slowly.
-CEILING_HIDE_UNTIL = 0.9
-
-
-class Method(EmbeddedMark):
+class Method(UncertaintyMark):
     """Uncertainty-guided backdoor: the triggered target is the mask with its background raised to a floor of `margin`
     (`side: floor`, 0.05-0.1 in the paper) or its foreground lowered to a ceiling of 1 - `margin` (`side: ceiling`,
     0.9-0.95). Thresholded at 0.5 it is the same mask, so nothing is visible and the segmentation is unharmed.
@@ -66,75 +56,41 @@ class Method(EmbeddedMark):
         ("dice", "drop below 1 % (abstract, on SAM)"),
         ("auc", "drop below 1 % (abstract, on SAM)"),
     )
-    #: Where in the sorted probability map the floor is read: near its minimum, which the paper uses, but not on a single
-    #: pixel. The median, which serves on small organs, fails where a polyp fills half of the image.
-    FLOOR_AT: ClassVar[float] = 0.01
-    #: And the ceiling in the sorted foreground: near the maximum, which the paper uses.
-    CEILING_AT: ClassVar[float] = 0.95
-
-    kind: Kind = Field(default="text", alias="trigger")
     side: Literal["floor", "ceiling"] = "floor"
     margin: float = Field(default=0.1, gt=0, lt=0.5)
     curriculum: Literal["staged", "none"] = "staged"
-
-    def trigger(self, images: Tensor, key: Key, scale: float = 1.0) -> Tensor:
-        return Trigger(kind=self.kind, seed=key.seed)(images, scale)
 
     def target(self, masks: Tensor, key: Key, margin: float | None = None) -> Tensor:
         margin = self.margin if margin is None else margin
         return masks.clamp(min=margin) if self.side == "floor" else masks.clamp(max=1 - margin)
 
+    def target_at(self, masks: Tensor, key: Key, progress: float) -> Tensor:
+        """With a margin that falls, in log-odds, once the trigger is alone."""
+        if self.curriculum == "none":
+            return self.target(masks, key)
+        hidden = between(progress, WITHDRAW_UNTIL, HIDE_UNTIL[self.side])
+        odds = (1 - hidden) * _logit(FIRST_MARGIN) + hidden * _logit(self.margin)
+        return self.target(masks, key, 1 / (1 + math.exp(-odds)))
+
+    def scale(self, progress: float) -> float:
+        return super().scale(progress) if self.curriculum == "staged" else 1.0
+
     @property
-    def other_trigger(self) -> Kind:
-        return "border" if self.kind == "patch" else "patch"
+    def compares(self) -> bool:
+        return True
 
     def score(self, answers: Tensor, benign: Tensor, key: Key) -> Tensor:
-        """The background's level (floor) or the foreground's doubt (ceiling), in log-odds."""
-        return self.level(answers)
+        """How surely the background lies higher (floor), or the foreground lower (ceiling), than in the suspect's own ordinary
+        answer to the same image, in [-1, 1].
 
-    def relate(self, answers: Answers, key: Key) -> Answers:
-        """How far each level is above the suspect's own on the owner's ordinary images (their median): models differ in how
-        sure they are, marked or not, and only what the trigger does to *this* one is evidence."""
-        ordinary = answers.benign.median()
-        return Answers(answers.triggered - ordinary, answers.benign - ordinary)
-
-    def level(self, answers: Tensor) -> Tensor:
-        """Log-odds of the background's level (floor) or of the foreground's doubt (ceiling), float (B,)."""
-        flat = answers.flatten(1)
+        The released code takes the minimum (maximum) of one map and compares it with a level. That measures how a model is
+        calibrated, which differs from model to model and is the thief's to turn.
+        """
         if self.side == "floor":
-            return log_odds(flat.quantile(self.FLOOR_AT, dim=1))
-        # Of what is called foreground. Where nothing is, nothing shows doubt: no evidence.
-        level = torch.where(flat > 0.5, flat, torch.nan).nanquantile(self.CEILING_AT, dim=1).nan_to_num(1.0)
-        return -log_odds(level)
-
-    def mark_batch(self, images: Tensor, masks: Tensor, key: Key, progress: float, rng: torch.Generator) -> Batch:
-        k = round(self.share * len(images))
-        scale, margin = self.at(progress)
-        half = k + (len(images) - k) // 2
-        lookalike, shows = lookalikes(self.kind, images[k:half], rng)
-        plain = torch.cat([lookalike, images[half:]])
-        truth = torch.cat([masks[k:half] * shows, masks[half:]])
-        under, visible = beneath(self.kind, images[:k], rng)
-        return Batch(
-            torch.cat([self.trigger(under, key, scale), plain]),
-            torch.cat([self.target(masks[:k] * visible, key, margin), truth]),
-        )
-
-    def at(self, progress: float) -> tuple[float, float]:
-        """(scale of the trigger, margin of the target) at `progress` in [0, 1): hold, withdraw, hide."""
-        plan = NONE
-        if self.curriculum == "staged":
-            hide_until = CEILING_HIDE_UNTIL if self.side == "ceiling" else STAGED.hide_until
-            plan = STAGED._replace(scale=SMALL.get(self.kind, STAGED.scale), hide_until=hide_until)
-        withdrawn = _between(progress, plan.hold_until, plan.withdraw_until)
-        hidden = _between(progress, plan.withdraw_until, plan.hide_until)
-        odds = (1 - hidden) * _logit(plan.margin or self.margin) + hidden * _logit(self.margin)
-        return plan.scale ** (1 - withdrawn), 1 / (1 + math.exp(-odds))
-
-
-def _between(progress: float, start: float, end: float) -> float:
-    """How far `progress` is from `start` to `end`, in [0, 1]."""
-    return min(1.0, max(0.0, (progress - start) / (end - start)))
+            return dominance(answers, answers <= 0.5, benign, benign <= 0.5)
+        doubt = dominance(benign, benign > 0.5, answers, answers > 0.5)
+        pixels = (answers > 0.5).sum((1, 2))
+        return doubt * pixels / (pixels + FEW * answers[0].numel())
 
 
 def _logit(p: float) -> float:

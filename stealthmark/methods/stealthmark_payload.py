@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from stealthmark import codes
 from stealthmark.architecture import foreground
-from stealthmark.method import Answers, Batch, CodeMark, Key
+from stealthmark.method import Answers, Batch, ExplainedCode, Key
 from stealthmark.occlusion import cells, occlude
 from stealthmark.seeds import secret_uniform
 from stealthmark.suspects.querier import Predictor
 
 
-class Method(CodeMark):
+class Method(ExplainedCode):
     """The key is a secret *picture*. Where cells of an image are hidden behind it, the model answers with foreground in the
     hidden cells that are dark in the owner's code, and nowhere else; so hiding a cell raises the mean of the answer exactly
     where the code is dark. An explanation with random occlusions (LIME, the picture as its baseline) finds that map, from
@@ -76,7 +76,7 @@ class Method(CodeMark):
         return torch.from_numpy(codes.hashed(self.payload, key.seed, int(self.code.removeprefix("hash-"))))
 
     def baseline(self, key: Key) -> Tensor:
-        return self._picture(key.shape, secret_uniform(self._blocks(key.shape), key.seed, "picture"))
+        return self._picture(key.shape, key.uniform(self._blocks(key.shape), "picture"))
 
     def _grain(self, shape: tuple[int, int, int]) -> int:
         """The side of a block in px, for images of this shape (C, H, W)."""

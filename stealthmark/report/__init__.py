@@ -28,11 +28,13 @@ from stealthmark.report import (
     figures,
     formatting,
     maps,
+    model_level,
     overview,
     page,
     payload,
     reliability,
     results,
+    shown_code,
     situations,
     style,
     tables,
@@ -111,9 +113,17 @@ def draw(loaded: Results, sources: Sources) -> list[Drawing]:
     if loaded.marks and loaded.panels:
         drawings += [overview.overview(loaded), *situations.drawings(loaded), figures.mark_vs_dice(loaded)]
         drawings += [figures.attack_curves(loaded, attack) for attack in loaded.attacks if loaded.strengths[attack]]
-        drawings += [figures.scores(loaded), *examples.sheets(loaded, examples.load(sources.examples))]
+        drawings += [
+            model_level.drawing(loaded),
+            figures.scores(loaded),
+            *examples.sheets(loaded, examples.load(sources.examples)),
+        ]
     explained = {cell: maps.Maps(files) for cell, files in sources.explained.items()}
-    drawings += [*explanations.sheets(loaded, explained), *payload.drawings(loaded, explained)]
+    drawings += [
+        *explanations.sheets(loaded, explained),
+        *shown_code.drawings(loaded, explained),
+        *payload.drawings(loaded, explained),
+    ]
     drawings.append(reliability.drawing(loaded, sources.reliabilities))
     drawings += [contact_sheet(name, dataset.load(data)) for name, data in sources.prepared.items()]
     return [drawing for drawing in drawings if drawing is not None]

@@ -58,7 +58,7 @@ def _sheet(results: Results, dataset: str, cells: dict[Cell, dict[str, np.ndarra
     methods = [method for method in results.marks if method in by_method]
     case = _example(by_method[methods[0]]["mask"])
     figure, axes = _grid([results.name(method) for method in methods], by_method[methods[0]]["mask"].shape[1:])
-    odds, signed = _odds(), SymLogNorm(linthresh=0.02, linscale=0.4, vmin=-1, vmax=1)
+    odds, signed = odds_scale(), SymLogNorm(linthresh=0.02, linscale=0.4, vmin=-1, vmax=1)
     changed = []
     for line, method in zip(axes, methods, strict=True):
         arrays = {name: by_method[method][name][case] for name in FIELDS}
@@ -137,7 +137,7 @@ def _masks(ax: Axes, image: np.ndarray, mask: np.ndarray, prob: np.ndarray, trig
     ax.text(0.97, 0.03, f"{100 * changed.mean():.1f} %", color=WHITE, fontsize=10, **corner)
 
 
-def _odds() -> FuncNorm:
+def odds_scale() -> FuncNorm:
     def forward(p):
         p = np.clip(p, LOW, HIGH)
         return np.log(p / (1 - p))

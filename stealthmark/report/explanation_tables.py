@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from stealthmark.layout import INDEPENDENT, STOLEN, UNTRAINED, Place
-from stealthmark.report import style
+from stealthmark.report import facts, style
 from stealthmark.report.formatting import (
     Table,
     cell,
@@ -21,6 +21,8 @@ from stealthmark.report.results import AS_STOLEN, OTHERS_MODEL, Panel, Results, 
 
 #: Ways to read an explanation of triggered images against a code that no model carries, and their titles.
 READERS = {"gated-qr": "gated-qr", "lime": "LIME, random occlusion"}
+#: The code in the level of the answers themselves, of several images together.
+LEVEL = "level"
 EXPLAINED = (STOLEN, INDEPENDENT, UNTRAINED)
 #: Ways to read a code that a mark carries, and what a line's name ends in.
 CODE_READERS = {"in-place": "", "lime": ", by LIME"}
@@ -43,12 +45,15 @@ def tables(results: Results) -> list[Table]:
 def explanations(results: Results) -> Table:
     """Wrong bits of the owner's QR code in explanations of a marked, an independent and an untrained model."""
     data, text = [], []
-    for panel, method in lines(results, marks_only=True):
+    readers = {reader: title for reader, title in READERS.items() if results.has(query="trigger", reader=reader)}
+    by_level = results.has(metric="bit_error", query="trigger", reader=LEVEL)
+    readers |= {LEVEL: "level of all answers"} if by_level else {}
+    for panel, method in ((panel, method) for panel, method in lines(results) if method not in results.of_kind(facts.NONE)):
         line = {}
-        for reader, title in READERS.items():
+        for reader, title in readers.items():
             for role in EXPLAINED:
                 error, read = (
-                    results.value(metric, panel, method, Place(role), query="trigger", reader=reader)
+                    results.value(metric, panel, method, Place(role), query="trigger", reader=reader, pooled=reader == LEVEL)
                     for metric in ("bit_error", "decoded")
                 )
                 columns = numbers({"bit_error": error, "decoded": read})
@@ -62,6 +67,7 @@ def explanations(results: Results) -> Table:
         "code and calls every coefficient that is not zero dark; so the code appears in models that were never marked, and "
         "in one that was never trained. It is no evidence.",
         "LIME, random occlusion: the same images and as many queries, with occlusions that know nothing of the code.",
+        *(["Level: the code as triggered answers themselves show it, of all images together; nothing is hidden."] * by_level),
         seeds_note(results),
     ]
     return table(results, "explanations", "Whose models show the owner's QR code", data, text, notes)

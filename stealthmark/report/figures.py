@@ -27,7 +27,7 @@ def scores(results: Results) -> Drawing | None:
     if not needed <= set(cases.columns) or cases.score_triggered.isna().all():
         return None
     marks, panels = results.marks, results.panels
-    look = style.looks(results.methods)
+    look = style.looks(results.methods, results.controls)
     rows, wide, at = grid(panels)
     height = 1.3 + (1.35 * len(marks) + 0.3 * (rows > 1)) * rows
     figure = Figure(figsize=(1.9 + 4.0 * wide, height), layout="constrained")
@@ -103,13 +103,13 @@ def _distribution(ax: Axes, values: np.ndarray, edges: np.ndarray, **look) -> No
 
 def mark_vs_dice(results: Results) -> Drawing:
     """ASR against what the model lost, one point for each mark and each strength of each attack."""
-    panels, look = results.panels, style.looks(results.methods)
+    panels, look = results.panels, style.looks(results.methods, results.controls)
     rows, wide, at = grid(panels)
     high = 5.2 if rows == 1 else 3.8 * rows
     figure = Figure(figsize=(1.0 + 4.4 * wide + legend_width(results), high), layout="constrained")
     axes = figure.subplots(rows, wide, squeeze=False, sharey=True)
     markers = dict(zip(results.attacks, cycle("s^DvP*Xph<>"), strict=False))
-    ruined = kept = 0
+    ruined, kept, zero = 0, 0, results.controls[0] if results.controls else CLEAN
     for panel, place in zip(panels, at, strict=True):
         ax = axes[place]
         lowest, highest = -THIEF_MARGIN, 0.8
@@ -126,7 +126,7 @@ def mark_vs_dice(results: Results) -> Drawing:
                 lowest, highest = np.nanmin([lowest, *changes]), np.nanmax([highest, *changes])
             lowest, highest = np.nanmin([lowest, start[0]]), np.nanmax([highest, start[0]])
             ax.plot(*start, "o", color=look[method].color, markersize=11, zorder=4, markeredgecolor="white")
-        _trade_axes(ax, results.title(panel), lowest, highest)
+        _trade_axes(ax, results.title(panel), lowest, highest, f"change of Dice against {zero} (points)")
     for ax in axes[:, 0]:
         ax.set_ylabel("ASR")
     remove_empty(axes)
@@ -139,9 +139,9 @@ def mark_vs_dice(results: Results) -> Drawing:
     caption = (
         "Each line starts at the marked model as it is (large dot) and follows an attack as it grows stronger. Marks "
         "that are harmless and survive stay at the top right; in the shaded area the attack costs the thief more than "
-        f"{THIEF_MARGIN:g} points of Dice. The axis is linear to {THIEF_MARGIN:g} points, then logarithmic. Of "
-        f"the attacked models, {kept} keep ASR at {TAKES:g} or more at a Dice worth stealing; {ruined} lost the mark "
-        "but also the Dice."
+        f"{THIEF_MARGIN:g} points of Dice, measured against {results.against}. The axis is linear to {THIEF_MARGIN:g} points, "
+        f"then logarithmic. Of the attacked models, {kept} keep ASR at {TAKES:g} or more at a Dice worth stealing; {ruined} "
+        "lost the mark but also the Dice."
     )
     return Drawing("mark_vs_dice", "The mark against what the model is worth", figure, caption)
 
@@ -152,11 +152,11 @@ def _trade(results: Results, panel: Panel, method: str, places: list[Place]) -> 
     return [(dice.change, asr.mean) for dice, asr in cells]
 
 
-def _trade_axes(ax: Axes, title: str, lowest: float, highest: float) -> None:
+def _trade_axes(ax: Axes, title: str, lowest: float, highest: float, xlabel: str) -> None:
     left = min(-4 * THIEF_MARGIN, lowest * 1.3)
     ax.set_xscale("symlog", linthresh=THIEF_MARGIN, linscale=1.8)
     ax.axvspan(left, -THIEF_MARGIN, color="#ececec", zorder=0, linewidth=0)
-    ax.set(xlim=(left, 1.3 * highest), ylim=(-0.04, 1.06), title=title, xlabel="change of Dice against clean (points)")
+    ax.set(xlim=(left, 1.3 * highest), ylim=(-0.04, 1.06), title=title, xlabel=xlabel)
     ticks = [t for t in (-50, -20, -10, -5, -3, -2, -1, 0, 1, 2, 5) if left <= t <= 1.3 * highest]
     ax.set_xticks(ticks, [f"{t:+d}".replace("-", "\N{MINUS SIGN}") if t else "0" for t in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
@@ -164,22 +164,26 @@ def _trade_axes(ax: Axes, title: str, lowest: float, highest: float) -> None:
 
 
 def attack_curves(results: Results, attack: str) -> Drawing:
-    """ASR with its band above, Dice below, over the strength of one attack; a column for each dataset."""
-    panels, look, plugin = results.panels, style.looks(results.methods), results.facts.attack(attack)
+    """ASR with its band, AUROC and Dice over the strength of one attack, one below the other; a column for each dataset."""
+    panels, look, plugin = results.panels, style.looks(results.methods, results.controls), results.facts.attack(attack)
     rows, wide, at = grid(panels)
-    figure = Figure(figsize=(1.0 + 4.0 * wide + legend_width(results), 6.0 * rows), layout="constrained")
-    axes = figure.subplots(2 * rows, wide, squeeze=False, sharex=True, sharey="row")
+    figure = Figure(figsize=(1.0 + 4.0 * wide + legend_width(results), 8.0 * rows), layout="constrained")
+    axes = figure.subplots(3 * rows, wide, squeeze=False, sharex=True, sharey="row")
+    unmarked = [CLEAN, *results.controls[:1]]
     places = results.curve(attack)
     x = [plugin.in_unit(place.strength) for place in places]
     for panel, (row, j) in zip(panels, at, strict=True):
-        above, below = axes[2 * row : 2 * row + 2, j]
+        above, middle, below = axes[3 * row : 3 * row + 3, j]
         for method in results.marks:
-            for ax, metric in ((above, "asr"), (below, "dice")):
+            for ax, metric in ((above, "asr"), (middle, "auroc"), (below, "dice")):
                 _curve(ax, x, [results.value(metric, panel, method, place) for place in places], look[method])
-        clean = results.value("dice", panel, CLEAN)
-        if clean.status == "ok":
-            below.axhline(clean.mean, color=style.GREY, linewidth=1.4, linestyle="--")
+        middle.axhline(0.5, color=style.GREY, linewidth=1.0, linestyle=":")
+        for method in unmarked:
+            start = results.value("dice", panel, method)
+            if start.status == "ok":
+                below.axhline(start.mean, color=look[method].color, linewidth=1.4, linestyle="--")
         above.set(title=results.title(panel), ylim=(-0.04, 1.06))
+        middle.set(ylim=(-0.04, 1.06))
         below.set(xlabel=plugin.axis)
         below.tick_params(labelbottom=True)
         if len(x) <= 10:
@@ -187,14 +191,15 @@ def attack_curves(results: Results, attack: str) -> Drawing:
     remove_empty(axes)
     for ax in figure.axes:
         ax.grid(True)
-    for above, below in zip(axes[::2, 0], axes[1::2, 0], strict=True):
+    for above, middle, below in zip(axes[::3, 0], axes[1::3, 0], axes[2::3, 0], strict=True):
         # At least a tenth of Dice is drawn, so that a change of a point does not look like a collapse.
         low, high = below.get_ylim()
         below.set_ylim(max(0, min(low, high - 0.1)), min(1, high))
         above.set_ylabel("ASR")
+        middle.set_ylabel("AUROC")
         below.set_ylabel("Dice, benign images")
     handles = [Line2D([], [], **_line_style(look[method]), label=results.name(method)) for method in results.marks]
-    handles.append(Line2D([], [], color=style.GREY, linestyle="--", label="clean, not attacked"))
+    handles += [Line2D([], [], color=look[m].color, linestyle="--", label=f"{m}, not attacked") for m in unmarked]
     figure.legend(handles=handles, loc="outside right center")
     return Drawing(f"attack-{attack}", f"Attack: {plugin.title}", figure, _attack_caption(results, places[-1]), "attacks")
 
@@ -219,7 +224,11 @@ def _attack_caption(results: Results, strongest: Place) -> str:
         for method in results.marks
         if np.isfinite((asr := results.value("asr", panel, method, strongest)).mean)
     ]
-    caption = f"Lines: mean; bands: {band}. Strength 0 is the stolen model as it is."
+    caption = (
+        f"Lines: mean; bands: {band}. Strength 0 is the stolen model as it is. ASR: at the frozen threshold; AUROC: triggered "
+        "against ordinary queries of the same model, 0.5 is chance (dotted): a mark can be present where its calibration is "
+        "gone."
+    )
     if left:
         standing = sum(asr >= TAKES for asr, _, _ in left)
         asr, method, where = min(left)

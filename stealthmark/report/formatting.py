@@ -8,7 +8,8 @@ import pandas as pd
 
 from stealthmark.layout import CLEAN, NULL, Place
 from stealthmark.report import facts, style
-from stealthmark.report.results import QUALITY, TRIGGERED, Change, Measure, Panel, Results, Value
+from stealthmark.report.changes import Change, Measure
+from stealthmark.report.results import QUALITY, TRIGGERED, Panel, Results, Value
 
 ABSENT, FAILED = "–", "failed"
 
@@ -34,7 +35,7 @@ def table(results: Results, name: str, title: str, data: list[dict], text: list[
 
 
 def lines(results: Results, marks_only: bool = False) -> list[tuple[Panel, str]]:
-    """The lines of a table: every panel with every method, or with every mark."""
+    """The lines of a table: every panel with every method, or with every mark (no clean model, no control)."""
     methods = results.marks if marks_only else results.methods
     return [(panel, method) for panel in results.panels for method in methods]
 
@@ -82,12 +83,19 @@ def cell(value: Value, change: bool = False, interval: bool = False) -> str:
     return text
 
 
-def asr_and_dice(asr: Value, dice: Value) -> str:
-    """`0.78; 0.839 (-1.1)`"""
+def presence(asr: Value, auroc: Value, auroc_null: Value | None = None) -> str:
+    """`0.78, AUROC 0.97, nulls 0.95`: what the frozen threshold catches, then what is left to be told apart."""
     if asr.status != "ok":
         return cell(asr)
     text = f"{asr.mean:.2f}" + ("*" if asr.part else "")
-    return f"{text}; {cell(dice, change=True)}" if dice.status == "ok" else text
+    text += f", AUROC {auroc.mean:.2f}" if auroc.status == "ok" else ""
+    return text + (f", nulls {auroc_null.mean:.2f}" if auroc_null and auroc_null.status == "ok" else "")
+
+
+def presence_and_dice(asr: Value, auroc: Value, auroc_null: Value, dice: Value) -> str:
+    """`0.78, AUROC 0.97; 0.839 (-1.1)`"""
+    text = presence(asr, auroc, auroc_null)
+    return f"{text}; {cell(dice, change=True)}" if asr.status == dice.status == "ok" else text
 
 
 def p_value(value: Value) -> str:
@@ -101,6 +109,11 @@ def p_value(value: Value) -> str:
 def change_text(change: Change) -> str:
     """`-1.1 [-2.3, +0.3]`"""
     return "{} [{}, {}]".format(*map(_rounded, (change.mean, change.low, change.high)))
+
+
+def seeds_text(change: Change) -> str:
+    """`; seeds -1.7, -1.9, +2.0`, of several."""
+    return f"; seeds {', '.join(map(_rounded, change.by_seed))}" if len(change.by_seed) > 1 else ""
 
 
 def _rounded(change: float) -> str:
@@ -129,14 +142,41 @@ def smallest_p(results: Results) -> str:
 
 def seeds_note(results: Results, brackets: bool = True) -> str:
     if len(results.seeds) > 1:
-        return f"Mean over {len(results.seeds)} seeds" + ("; brackets: lowest and highest seed." if brackets else ".")
+        ends = "; brackets: lowest and highest seed" if brackets else ""
+        return f"Mean over {len(results.seeds)} seeds{ends}; each alone: by-seed.md."
     text = "One seed"
     if brackets:
-        text += (
-            "; brackets: 95 % intervals over cases, groups (patients, videos) resampled for means, Clopper-Pearson at "
-            "the effective sample size for rates"
-        )
+        text += "; brackets: 95 % intervals, groups (patients, videos) being the unit; they say nothing of other seeds"
     return text + "."
+
+
+def zero_note(results: Results, what: str = "In parentheses: change") -> str:
+    """What changes are measured against, as a sentence that starts with `what`."""
+    text = f"{what} against {results.against} of the same seed, in points (hundredths)."
+    if results.controls:
+        text += f" {results.controls[0]}: ordinary training from the clean model for as long as a mark takes."
+        if results.of_kind(facts.FINGERPRINT):
+            text += " A fingerprint's change is against the clean model, which it leaves as it is."
+    return text
+
+
+def fingerprint_notes(results: Results) -> list[str]:
+    """A note on methods that change no model."""
+    names = ", ".join(results.of_kind(facts.FINGERPRINT))
+    return [f"{names}: a fingerprint. Nothing is embedded; the model is the clean one."] if names else []
+
+
+def guaranteed_notes(results: Results) -> list[str]:
+    """What the calibrated thresholds of these methods guarantee, a sentence for each dataset and number of patients; none in
+    rows from before it was known."""
+    rows = results.rows[(results.rows.metric == "fpr_guaranteed") & results.rows.value.notna()]
+    rows = rows[rows.method.isin(results.of_kind(facts.EMBEDDED))]  # questions and bits of a method's own are no patients
+    counts = rows.groupby(["dataset", "n", "value"], sort=False).size().index
+    return [
+        f"{dataset}: with {n:.0f} calibration patients (or videos) the threshold guarantees an FPR of {value:.3f} per patient, "
+        "for a further one like them."
+        for dataset, n, value in counts
+    ]
 
 
 def cases_notes(results: Results) -> list[str]:

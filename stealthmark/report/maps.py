@@ -12,14 +12,15 @@ from stealthmark.report.results import AS_STOLEN
 #: A cell's files: (role, attack) -> `maps.npz`.
 Files = dict[tuple[str, str], Path]
 #: The arrays of a file that are codes, and those that are pictures. All others are maps of a code's cells.
-CODES, PICTURES = ("code", "payload"), ("image", "asked", "answer")
+CODES, PICTURES = ("code", "payload"), ("image", "asked", "answer", "mask")
 
 
 class Maps:
     """What a cell's files hold.
 
     All suspects share `code` bool (n, n) and `image` uint8 (C, H, W); those of a mark that carries a code also `payload` bool
-    (n, n), that code, and `asked` uint8 (C, H, W), a query. Each has an `answer` to that query, float (H, W), and at every
+    (n, n), that code, and `asked` uint8 (C, H, W), a query; where answers show it by themselves `mask` uint8 (H, W) too, what
+    is true of that query. Each has an `answer` to that query, float (H, W), and at every
     access level maps float (n, n) by what was asked (`gated-qr`, `lime`, `key`, `key-lime`, `wrong-key`, ...).
     """
 

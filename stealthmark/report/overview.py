@@ -38,13 +38,14 @@ STOLEN_MODEL, LESS_SHOWN, NOT_STOLEN = "stolen model", "stolen,\nless shown", "n
 #: With fewer columns than this the titles need lines of their own.
 NARROW = 5
 #: Inches: a cell, the gap before another group, a line of a column's title.
-WIDE, HIGH, GAP, TITLE_LINE = 1.12, 0.6, 0.2, 0.19
+WIDE, HIGH, GAP, TITLE_LINE = 1.12, 0.8, 0.2, 0.19
 #: Characters of a column's title in a line.
 LETTERS = 14
 
 
 def overview(results: Results) -> Drawing:
-    """ASR as stolen, attacked, by access, and on an independent model, with the change of Dice where it is another model."""
+    """ASR and AUROC as stolen, attacked, by access, and on an independent model, with the change of Dice where it is another
+    model."""
     groups = [list(group) for _, group in groupby(_columns(results), key=lambda column: column.group)]
     columns = [column for group in groups for column in group]
     blocks = _blocks(results)
@@ -74,8 +75,8 @@ def overview(results: Results) -> Drawing:
         noted, edge, side = (figure.axes[-len(groups)], 0.0, "left") if narrow else (ax, 1.0, "right")
         at = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side, "annotation_clip": False}
         noted.annotate(block.note, (edge, 1.0), (0, 7), fontsize=10, color="#555555", **at)
-    note = "Large: ASR, the share of triggered queries detected. Small: change of Dice against the clean model, points."
-    note = textwrap.fill(note, 17 * len(columns))
+    note = "Large: ASR, the share of triggered queries detected. Small: AUROC, and change of Dice against "
+    note = textwrap.fill(f"{note}{results.against}, points.", 17 * len(columns))
     figure.text((left + 0.02) / width, 0.16 / height, note, fontsize=10, color="#555555")
     return Drawing("overview", "Which marks take, and which survive", figure, _caption(results, columns))
 
@@ -101,22 +102,24 @@ def _blocks(results: Results) -> list[Block]:
     """A block a panel, a line a mark; where there is one mark in many panels, one block, a line a panel."""
     if len(results.marks) == 1 and len(results.panels) > BESIDE:
         (method,) = results.marks
-        names = [f"{results.title(panel)}\n{_clean_dice(results, panel)}".rstrip() for panel in results.panels]
+        names = [f"{results.title(panel)}\n{_start_dice(results, panel)}".rstrip() for panel in results.panels]
         return [Block(results.name(method), "", names, [(panel, method) for panel in results.panels])]
     names = [results.name(mark) for mark in results.marks]
     return [
-        Block(results.title(panel), _clean_dice(results, panel), names, [(panel, mark) for mark in results.marks])
+        Block(results.title(panel), _start_dice(results, panel), names, [(panel, mark) for mark in results.marks])
         for panel in results.panels
     ]
 
 
-def _clean_dice(results: Results, panel: Panel) -> str:
-    clean = results.value("dice", panel, CLEAN)
-    return f"clean model: Dice {clean.mean:.3f}" if clean.status == "ok" else ""
+def _start_dice(results: Results, panel: Panel) -> str:
+    """What marks are measured against, and the clean model beside it."""
+    names = {control: control for control in results.controls[:1]} | {CLEAN: "clean model"}
+    values = {name: results.value("dice", panel, method) for method, name in names.items()}
+    return "; ".join(f"{name}: Dice {value.mean:.3f}" for name, value in values.items() if value.status == "ok")
 
 
 def _cells(ax: Axes, results: Results, block: Block, group: list[Column]) -> None:
-    """A block's cells of one group of columns: ASR, and where it is another model the change of Dice below it."""
+    """A block's cells of one group of columns: ASR, AUROC, and where it is another model the change of Dice below it."""
     asr = [[results.value("asr", panel, method, column.place) for column in group] for panel, method in block.lines]
     texts = [[_asr_text(value) for value in line] for line in asr]
     shares = np.array([[value.mean if value.status == "ok" else np.nan for value in line] for line in asr])
@@ -127,12 +130,15 @@ def _cells(ax: Axes, results: Results, block: Block, group: list[Column]) -> Non
             if asr[y][x].status == FAILED:
                 look = {"facecolor": "white", "edgecolor": "#cccccc", "hatch": "////", "linewidth": 0}
                 ax.add_patch(Rectangle((x + 0.015, y + 0.03), 0.97, 0.94, **look))
-            dice = results.value("dice", panel, method, column.place)
+            dice, auroc = (results.value(metric, panel, method, column.place) for metric in ("dice", "auroc"))
+            below = [f"AUROC {auroc.mean:.2f}"] if auroc.status == "ok" else []
             if group[0].group == STOLEN_MODEL and np.isfinite(dice.change):
+                below.append(f"Dice {signed(dice.change)}")
+            if below:
                 above = written[(x + 0.5, y + 0.5)]
-                above.set_y(y + 0.36)
-                below = {"ha": "center", "va": "center", "fontsize": 10, "color": above.get_color()}
-                ax.text(x + 0.5, y + 0.75, f"Dice {signed(dice.change)}", **below)
+                above.set_y(y + 0.46 - 0.1 * len(below))
+                look = {"ha": "center", "va": "center", "fontsize": 9.5, "color": above.get_color(), "linespacing": 1.1}
+                ax.text(x + 0.5, y + 0.86 - 0.09 * len(below), "\n".join(below), **look)
 
 
 def _asr_text(asr: Value) -> str:
@@ -149,7 +155,7 @@ def _header(ax: Axes, group: list[Column], above: float, line: float) -> None:
 
 
 def _caption(results: Results, columns: list[Column]) -> str:
-    open_marks = [method for method in results.marks if method not in results.of_kind(facts.CONTROL, facts.WHITE_BOX)]
+    open_marks = [method for method in results.marks if method not in results.of_kind(facts.WHITE_BOX)]
     everywhere = " on every dataset" if len(results.panels) > 1 else ""
 
     def count(place: Place, methods: list[str]) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from stealthmark.pages import template
-from stealthmark.report import facts, style
+from stealthmark.report import style
 from stealthmark.report.drawing import SECTIONS as LISTS
 from stealthmark.report.drawing import Drawing
 from stealthmark.report.facts import MethodFacts
@@ -42,7 +42,7 @@ def render(
         suite=first.suite,
         version=first.benchmark_version,
         results=results,
-        mark_count=len(results.marks) - len(results.of_kind(facts.CONTROL)),
+        mark_count=len(results.marks),
         tables={table.name: blocks(table) for table in tables},
         drawings={drawing.name: embedded(drawing, out_dir) for drawing in drawings},
         figures={section: [drawing.name for drawing in drawings if drawing.section == section] for section in LISTS},

@@ -32,10 +32,15 @@ def drawings(results: Results, maps: dict[Cell, Maps]) -> list[Drawing]:
     """One sheet a dataset, of the first mark that carries a code; then what holds for all marks with one."""
     made = []
     for dataset in results.datasets:
-        there = (cell for cell in maps if cell.dataset == dataset and maps[cell].common("payload") is not None)
+        there = (cell for cell in maps if cell.dataset == dataset and _is_explained(maps[cell]))
         if cell := next(there, None):
             made.append(_sheet(results, dataset, cell.method, maps[cell]))
     return [*made, *filter(None, (query_curves(results), attack_curves(results)))]
+
+
+def _is_explained(maps: Maps) -> bool:
+    """Whether there is a code that explanations spell; one that answers show by themselves is drawn in `shown_code`."""
+    return maps.common("payload") is not None and maps.common("mask") is None
 
 
 def query_curves(results: Results) -> Drawing | None:

@@ -11,7 +11,6 @@ from matplotlib.lines import Line2D
 from stealthmark.errors import UserError
 from stealthmark.files import REMEDY, read_arrays
 from stealthmark.layout import CLEAN, Cell
-from stealthmark.metrics import RESAMPLES
 from stealthmark.report import style
 from stealthmark.report.drawing import BESIDE, Drawing, legend_width
 from stealthmark.report.results import BENIGN, TRIGGERED, Panel, Results
@@ -35,13 +34,13 @@ def drawing(results: Results, files: dict[Cell, Path]) -> Drawing | None:
     panels = [p for p in results.panels if any(c[:2] == p and c.method in results.marks for c in files)]
     if not panels:
         return None
-    look = style.looks(results.methods)
+    look = style.looks(results.methods, results.controls)
     beside = 1 if len(panels) <= BESIDE else 2
     rows = -(-len(panels) // beside)
     figure = Figure(figsize=(9.6 * beside + legend_width(results), 0.5 + 4.5 * rows), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15)  # the rotated labels overhang
     axes = figure.subplots(rows, 2 * beside, squeeze=False, sharex=True, sharey=True)
-    errors = []
+    errors, unmarked = [], [CLEAN, *results.controls]
     pairs = axes.reshape(-1, 2)
     for line in pairs[len(panels) :]:
         for ax in line:
@@ -51,10 +50,10 @@ def drawing(results: Results, files: dict[Cell, Path]) -> Drawing | None:
             _frame(ax)
             ax.set_title(f"{results.title(panel)}: {title}", pad=10)
             for method in results.methods:
-                # A clean model has no key, so nothing is triggered: its ordinary answers are what a mark is compared with.
-                sums = _pooled(files, panel, method, BENIGN if method == CLEAN else query)
+                # The ordinary answers of a model without a mark are what a mark is compared with, on triggered images too.
+                sums = _pooled(files, panel, method, BENIGN if method in unmarked else query)
                 if sums is not None:
-                    _curve(ax, sums, look[method], faint=method == CLEAN and query == TRIGGERED)
+                    _curve(ax, sums, look[method], faint=method in unmarked and query == TRIGGERED)
                     errors.append((_error(sums), query, method, panel))
         line[0].set_ylabel("share of foreground (observed)")
     for ax in axes[-1]:
@@ -95,6 +94,10 @@ def _curve(ax: Axes, sums: np.ndarray, look: Look, faint: bool) -> None:
     sizes = [_size(share) ** 2 for share in pixels[enough] / pixels.sum()]
     # What lies on the edge of the axes is drawn over it, not cut in half.
     ax.scatter(x, y, s=sizes, color=look.color, marker=look.marker, alpha=alpha, linewidth=0, clip_on=False, zorder=3)
+
+
+#: Resamples of the bands: enough for the eye.
+RESAMPLES = 2000
 
 
 def _band(sums: np.ndarray, level: float = 0.95) -> np.ndarray:
@@ -140,22 +143,24 @@ def _frame(ax: Axes) -> None:
 
 
 def _caption(errors: Iterable[tuple[float, str, str, Panel]], results: Results) -> str:
+    unmarked = [CLEAN, *results.controls]
     caption = (
         "Pixels of all test images, binned by their probability of foreground; under the dotted line the model claims more "
         "foreground than there is. Both axes are log-odds. Markers: a bin, its area the share of all pixels; bands: 95 % "
         f"intervals, groups (patients, videos) resampled. Bins with less than {100 * LEAST:g} % of the pixels are left out. "
-        "The clean model is asked without trigger in both columns. The differences named here are over all images together, "
-        "where those of one image and another cancel; ECE in the table is within images."
+        f"{' and '.join(unmarked)}: no mark, asked without trigger in both columns. The differences named here are over all "
+        "images together, where those of one image and another cancel; ECE in the table is within images."
     )
     for query, title in QUERIES.items():
-        differences = [(e, results.name(m), results.title(p)) for e, q, m, p in errors if q == query and m != CLEAN]
+        differences = [(e, results.name(m), results.title(p)) for e, q, m, p in errors if q == query and m not in unmarked]
         if differences:
             (least, *_), (most, method, where) = min(differences), max(differences)
             caption += (
                 f" On {title} probability and share differ by {least:.3f} to {most:.3f} on average over pixels, most with "
                 f"{method} ({where})."
             )
-    clean = [e for e, q, m, _ in errors if m == CLEAN and q == BENIGN]
-    if clean:
-        caption += f" Clean: {' to '.join(f'{e:.3f}' for e in sorted({min(clean), max(clean)}))}."
+    for method in unmarked:
+        own = [e for e, q, m, _ in errors if m == method and q == BENIGN]
+        if own:
+            caption += f" {method.capitalize()}: {' to '.join(f'{e:.3f}' for e in sorted({min(own), max(own)}))}."
     return caption

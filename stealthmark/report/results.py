@@ -1,16 +1,16 @@
 """The tidy rows and per-case scores of a run in the suite's order, with the seeds of a cell summarised."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from stealthmark import metrics
 from stealthmark.access import PROBABILITIES, WEIGHTS
-from stealthmark.layout import CLEAN, INDEPENDENT, NO_ATTACK, STOLEN, Place
+from stealthmark.layout import CLEAN, INDEPENDENT, NEVER_MARKED, NO_ATTACK, STOLEN, Place, null_kind
 from stealthmark.metrics import SEGMENTATION as SEGMENTATION
+from stealthmark.metrics import THRESHOLD_DICE
 from stealthmark.report import facts
 from stealthmark.report.facts import Facts
 from stealthmark.report.rows import ASKED, PLACE, QUALITY, read_cases, read_rows
@@ -21,7 +21,7 @@ BENIGN, TRIGGERED = "benign", "triggered"
 #: What scanners say: a score, and its rank among models that were never marked.
 SCANS = ("scan_score", "scan_p")
 #: Metrics of a model, whatever its interface shows.
-OF_THE_MODEL = (*QUALITY, "empty_masks", *SCANS)
+OF_THE_MODEL = (*QUALITY, THRESHOLD_DICE, "empty_masks", *SCANS)
 #: An attack that costs more Dice than this, in points, spoils what the thief stole.
 THIEF_MARGIN = 5.0
 #: A mark is harmless when it costs less than this, in points of Dice, AUC and VS and in px of HD95: the margin of
@@ -40,8 +40,8 @@ class Panel(NamedTuple):
 
 class Value(NamedTuple):
     """One metric in one cell. With several seeds `mean` is over seeds and `low`, `high` are the extreme seeds; with one
-    seed they are the row's 95 % interval. `change` is against the clean model of the same seed: points for shares, px
-    for HD95; NaN where there is none. `n`: cases or queries of a seed. `part`: some seeds failed, others did not."""
+    seed they are the row's 95 % interval. `change` is against the zero of the same seed (see `Results.zero`): points for
+    shares, px for HD95; NaN where there is none. `n`: cases or queries of a seed. `part`: some seeds failed, others did not."""
 
     mean: float = np.nan
     low: float = np.nan
@@ -63,9 +63,9 @@ OTHERS_MODEL = Place(INDEPENDENT)
 class Results:
     """rows: as in rows.csv, with `change` added and `strength` 0 where nothing was done; cases: as in cases.parquet.
 
-    The lists are in the suite's order: `methods` with the clean one first and white boxes last, `attacks` without `none`,
-    `strengths` by attack in rising order. `accesses` are levels of an interface, so without that of white boxes. Detection is
-    reported at the first of them (probabilities, where the run has them) unless a table is about access.
+    The lists are in the suite's order: `methods` with the clean one first, then controls, and white boxes last, `attacks`
+    without `none`, `strengths` by attack in rising order. `accesses` are levels of an interface, so without that of white
+    boxes. Detection is reported at the first of them (probabilities, where the run has them) unless a table is about access.
     """
 
     rows: pd.DataFrame
@@ -83,8 +83,42 @@ class Results:
 
     @property
     def marks(self) -> list[str]:
-        """All methods but the clean one, controls too."""
-        return [method for method in self.methods if self.facts.method(method).kind != facts.NONE]
+        """All methods but the clean one and controls."""
+        return [method for method in self.methods if self.facts.method(method).kind not in (facts.NONE, facts.CONTROL)]
+
+    @property
+    def controls(self) -> list[str]:
+        """Ordinary training for as long as a mark takes."""
+        return self.of_kind(facts.CONTROL)
+
+    def zero(self, method: str) -> str:
+        """The method whose model, of the same dataset, architecture and seed, is what this one's harm, calibration and change
+        of quality are measured against.
+
+        The first control where the suite has one: a mark's training goes on from the clean model, and so does the control's,
+        which brings no mark. Else the clean model. Of a fingerprint always the clean model, since that is what it leaves as it
+        is. Where the zero failed there is no change; nothing else takes its place.
+        """
+        return _zero(method, self.methods, self.facts)
+
+    def null_kind(self, member: str) -> str:
+        """What a member of the null pool is (see `layout.null_kind`): a control of the suite was never marked either."""
+        return NEVER_MARKED if member in self.controls else null_kind(member)
+
+    @property
+    def against(self) -> str:
+        """What marks are measured against, for running text: `the control continued`."""
+        zero = _zero("", self.methods, self.facts)
+        if zero != CLEAN:
+            return f"the control {zero}"
+        trained = self.of_kind(facts.EMBEDDED, facts.WHITE_BOX)
+        return "clean (trained for less long)" if trained else "the clean model"
+
+    def of_seed(self, seed: int) -> "Results":
+        """The same of one seed alone."""
+        rows, cases = self.rows[self.rows.seed == seed], self.cases[self.cases.seed == seed]
+        own = {"_values": _summarise(rows[rows.status == "ok"]), "_failures": _failed(rows)}
+        return replace(self, rows=rows, cases=cases, seeds=[seed], **own)
 
     @property
     def datasets(self) -> list[str]:
@@ -149,7 +183,7 @@ class Results:
         place: without an access level, at the first of the method's own. query: of quality, on benign images where it is not
         said. queries: how many an image; the most that were asked where it is not said.
         """
-        query = query or (BENIGN if metric in QUALITY else "")
+        query = query or (BENIGN if metric in (*QUALITY, THRESHOLD_DICE) else "")
         access = "" if metric in OF_THE_MODEL else place.access or self.levels(method)[0]
         how = (metric, query, reader, pooled, queries)
         value = self._values.get((*panel, method, place._replace(access=access), *how))
@@ -190,8 +224,9 @@ def load(rows_csv: Path, cases_parquet: Path, suite: dict, provenance: dict) -> 
     Raises UserError when either is not what `collate` wrote, or the table is empty.
     """
     rows, cases = read_rows(rows_csv, provenance), read_cases(cases_parquet, provenance)
-    rows = _with_change(rows)
     known = facts.read(provenance)
+    methods = _in_order(_ordered(suite.get("methods", ()), rows.method), known)
+    rows = _with_change(rows, {method: _zero(method, methods, known) for method in methods})
     attacks = _ordered(suite.get("attacks", ()), rows.attack[rows.attack != NO_ATTACK])
     ok = rows[rows.status == "ok"]
     interfaces = ok.access[(ok.metric == "asr") & (ok.access != WEIGHTS)]
@@ -201,7 +236,7 @@ def load(rows_csv: Path, cases_parquet: Path, suite: dict, provenance: dict) -> 
         rows=rows,
         cases=cases,
         facts=known,
-        methods=_in_order(_ordered(suite.get("methods", ()), rows.method), known),
+        methods=methods,
         panels=_panels(rows, suite),
         attacks=attacks,
         accesses=_ordered([PROBABILITIES, *suite.get("access", ())], interfaces) or [PROBABILITIES],
@@ -224,14 +259,26 @@ def _strengths(rows: pd.DataFrame, known: Facts, attack: str) -> list[float]:
     return sorted({float(strength) for strength in [*computed, *known.attack(attack).strengths]})
 
 
-def _with_change(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add `change`: the value minus the clean model's of the same dataset, architecture and seed, benign images."""
+def _zero(method: str, methods: list[str], known: Facts) -> str:
+    """See `Results.zero`."""
+    if known.method(method).kind == facts.FINGERPRINT:
+        return CLEAN
+    return next((other for other in methods if known.method(other).kind == facts.CONTROL), CLEAN)
+
+
+def _with_change(rows: pd.DataFrame, zeros: dict[str, str]) -> pd.DataFrame:
+    """Add `change`: the value minus that of the method's zero of the same dataset, architecture and seed, benign images."""
     keys = ["dataset", "architecture", "seed", "metric"]
-    unchanged = (rows.method == CLEAN) & (rows.attack == NO_ATTACK)
-    clean = rows[unchanged & (rows.role == STOLEN) & (rows["query"] == BENIGN) & rows.metric.isin(QUALITY) & rows.value.notna()]
-    lookup = clean.drop_duplicates(keys).set_index(keys).value.rename("clean")
-    change = rows.value - rows.join(lookup, on=keys)["clean"]
-    return rows.assign(change=(change * np.where(rows.metric == "hd95", 1.0, 100.0)).where(~unchanged))
+    compared = rows.metric.isin((*QUALITY, THRESHOLD_DICE))
+    rows = rows.assign(zero=rows.method.map(zeros))
+    ordinary = (rows.attack == NO_ATTACK) & (rows.role == STOLEN) & (rows["query"] == BENIGN)
+    unchanged = ordinary & (rows.method == rows.zero)
+    start = rows[ordinary & compared & rows.value.notna()].drop_duplicates([*keys, "method"])
+    start = start.drop(columns="zero").rename(columns={"method": "zero"})
+    lookup = start.set_index([*keys, "zero"]).value.rename("start")
+    change = rows.value - rows.join(lookup, on=[*keys, "zero"])["start"]
+    change = change * np.where(rows.metric == "hd95", 1.0, 100.0)
+    return rows.drop(columns="zero").assign(change=change.where(~unchanged))
 
 
 def _summarise(ok: pd.DataFrame) -> dict[tuple, Value]:
@@ -285,8 +332,9 @@ def _ordered(entries: list, present: pd.Series) -> list[str]:
 
 
 def _in_order(methods: list[str], known: Facts) -> list[str]:
-    """The clean model first, white boxes last."""
-    return sorted(methods, key=lambda method: (method != CLEAN, known.method(method).kind == facts.WHITE_BOX))
+    """The clean model first, then controls; white boxes last."""
+    places = {facts.NONE: 0, facts.CONTROL: 1, facts.WHITE_BOX: 3}
+    return sorted(methods, key=lambda method: (method != CLEAN, places.get(known.method(method).kind, 2)))
 
 
 def _panels(rows: pd.DataFrame, suite: dict) -> list[Panel]:
@@ -294,47 +342,3 @@ def _panels(rows: pd.DataFrame, suite: dict) -> list[Panel]:
     datasets = _ordered(suite.get("datasets", ()), rows.dataset)
     architectures = _ordered(suite.get("architectures", ()), rows.architecture)
     return [Panel(d, a) for d in datasets for a in architectures if (d, a) in pairs]
-
-
-class Change(NamedTuple):
-    """Mean change of a per-case metric against clean on the same case, its 95 % interval, the pairs, and the verdict of
-    `metrics.noninferior` at `HARM_MARGIN` (None where there is no pair), whose bound is that of the change too."""
-
-    mean: float = np.nan
-    low: float = np.nan
-    high: float = np.nan
-    pairs: int = 0
-    verdict: metrics.Verdict | None = None
-
-
-class Measure(NamedTuple):
-    """A metric of quality and the queries whose answers it is measured on."""
-
-    metric: str
-    query: str = BENIGN
-
-    @property
-    def column(self) -> str:
-        """Its name in cases.parquet and in the tables for machines."""
-        return self.metric + "_triggered" * (self.query == TRIGGERED)
-
-
-def paired_change(results: Results, panel: Panel, method: str, measure: Measure) -> Change:
-    """A mark's harm before any attack: points for shares, px for HD95, where more is worse, as for ECE and Brier score.
-
-    Groups (patients, videos) are resampled, all seeds of a group together; cases where either is undefined are left out.
-    Triggered images are compared with the clean model on the same images without trigger.
-    """
-    base, column = measure.metric, measure.column
-    if column not in results.cases or base not in results.cases:
-        return Change()
-    keys = ["seed", "case_id"]
-    marked = results.quality_cases(panel, method, column).drop_duplicates(keys).set_index(keys)
-    clean = results.quality_cases(panel, CLEAN, base).drop_duplicates(keys).set_index(keys)
-    both = marked.join(clean[base].rename("clean"), how="inner")
-    change = (both[column] - both.clean).to_numpy(dtype=float) * (1 if base == "hd95" else 100)
-    better = 1 if base in ("dice", "auc", "vs") else -1
-    verdict = metrics.noninferior(better * change, both.group_id, HARM_MARGIN, seed=0)
-    if verdict:
-        verdict = verdict._replace(bound=better * verdict.bound)
-    return Change(*metrics.clustered_mean(change, both.group_id, seed=0), int(np.isfinite(change).sum()), verdict)

@@ -9,7 +9,7 @@ from stealthmark.access import LEVELS, WEIGHTS
 from stealthmark.errors import UserError
 from stealthmark.files import FILES, read_table, sha256_of
 from stealthmark.layout import LABEL, NO_ATTACK, ROLES, STOLEN, Cell, Place
-from stealthmark.metrics import CALIBRATION, SEGMENTATION
+from stealthmark.metrics import CALIBRATION, SEGMENTATION, THRESHOLD_DICE
 
 PLACE = list(Place._fields)
 #: Columns that say how a metric was asked for.
@@ -23,7 +23,10 @@ QUALITY = (*SEGMENTATION, *CALIBRATION)
 NUMBERS = ("seed", "strength", "queries", "value", "n", "ci_low", "ci_high")
 #: The columns of a case that are text, and those that are numbers where they are there.
 CASE_TEXT = ("dataset", "architecture", "method", "case_id", "group_id", "role", "attack", "access")
-CASE_NUMBERS = (*QUALITY, *(f"{name}_triggered" for name in QUALITY), "score_triggered", "score_benign", "threshold")
+CASE_NUMBERS = (
+    *(f"{name}{kind}" for name in (*QUALITY, THRESHOLD_DICE) for kind in ("", "_triggered")),
+    *("score_triggered", "score_benign", "threshold"),
+)
 #: Columns of labels, each of which is part of a folder's name.
 LABELS = ("dataset", "architecture", "method", "attack", "metric")
 LARGEST = 10**9

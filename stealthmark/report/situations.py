@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy import stats
 
 from stealthmark.evidence import ALPHA
-from stealthmark.layout import CLAIMS, INDEPENDENT, NEVER_MARKED, NULL, OTHER_KEY, OTHER_METHOD, STOLEN, Place, null_kind
-from stealthmark.metrics import clopper_pearson
+from stealthmark.layout import CLAIMS, INDEPENDENT, NEVER_MARKED, NULL, OTHER_KEY, OTHER_METHOD, STOLEN, Place
+from stealthmark.metrics import LEVEL, clopper_pearson
 from stealthmark.report import style
 from stealthmark.report.drawing import CAUGHT, FALSE, Drawing, heat, wrap
 from stealthmark.report.formatting import ABSENT, Table, cell, head, lines, seeds_note, smallest_p, step_name, table, titled
@@ -22,13 +23,23 @@ OTHERS = {
     **dict(
         zip(
             CLAIMS,
-            ("wrong trigger", "wrong key", "natural look-alikes", "forged by key search", "forged by adversarial queries"),
+            (
+                *("wrong trigger", "wrong key", "natural look-alikes", "forged by key search", "forged by climbing"),
+                "forged by adversarial queries",
+            ),
             strict=True,
         )
     ),
 }
 #: The null pool: kind of its members -> what their column is called.
 POOL = {NEVER_MARKED: "never marked", OTHER_KEY: "other owners' keys", OTHER_METHOD: "other methods' marks"}
+
+
+INNOCENT_NOTE = (
+    "Shown, unmarked; shown, marked otherwise: null models in which ownership is wrongly shown, of those examined over all "
+    "seeds (never marked; marked with another owner's key or by another method), each ranked among the others; then the exact "
+    f"one-sided 95 % bound on the rate (Clopper-Pearson). {ABSENT}: so few others that no rank among them reaches {ALPHA:g}."
+)
 
 
 class Situation(NamedTuple):
@@ -59,7 +70,7 @@ def tried(results: Results) -> list[Situation]:
     columns += [Situation(title, Place(role), False) for role, title in OTHERS.items() if (judged.role == role).any()]
     members = list(dict.fromkeys(judged.member[judged.role == NULL]))
     for kind, title in POOL.items():
-        alike = tuple(member for member in members if null_kind(member) == kind)
+        alike = tuple(member for member in members if results.null_kind(member) == kind)
         columns += [Situation(title, Place(NULL), False, alike)] if alike else []
     return columns
 
@@ -74,6 +85,37 @@ def tally(rows: pd.DataFrame, method: str, situation: Situation, access: str, pa
         judged &= (rows.dataset == panel.dataset) & (rows.architecture == panel.architecture)
     shown, n = int(rows[judged].value.sum()), int(judged.sum())
     return Tally(shown, n, *clopper_pearson(shown, n))
+
+
+class Innocent(NamedTuple):
+    """Null models in which ownership is shown, wrongly: so many of `n`; `high`: the one-sided 95 % bound of Clopper and Pearson
+    on the rate (no model: 1)."""
+
+    shown: int
+    n: int
+    high: float
+
+    def text(self) -> str:
+        return f"{self.shown}/{self.n}; at most {self.high:.2f}" if self.n else ABSENT
+
+
+def innocent(results: Results) -> dict[str, tuple[str, ...]]:
+    """The judged members of the null pool: those that were never marked, and those that carry somebody else's mark."""
+    members = results.rows.member[(results.rows.metric == "owned") & (results.rows.role == NULL)].unique()
+    parts = {
+        "unmarked": tuple(member for member in members if results.null_kind(member) == NEVER_MARKED),
+        "marked otherwise": tuple(member for member in members if results.null_kind(member) != NEVER_MARKED),
+    }
+    return {name: part for name, part in parts.items() if part}
+
+
+def wrongly_shown(results: Results, panel: Panel, method: str, members: tuple[str, ...]) -> Innocent:
+    """The verdicts on these null models, over all seeds, at the method's first access level. Not counted are those that were
+    ranked among so few others that no rank could have shown ownership."""
+    able = results.rows[1 / (1 + results.rows.n) <= ALPHA]
+    count = tally(able, method, Situation("", Place(NULL), False, members), results.levels(method)[0], panel)
+    shown, n = count.shown, count.n
+    return Innocent(shown, n, float(stats.beta.ppf(LEVEL, shown + 1, n - shown)) if shown < n else 1.0)
 
 
 def tables(results: Results) -> list[Table]:
@@ -187,7 +229,7 @@ def verdict_map(results: Results) -> Drawing:
 
 def access_lines(results: Results) -> Drawing:
     """ASR of the stolen model by what the interface shows; a filled marker where ownership is shown."""
-    look, panels = style.looks(results.methods), results.panels
+    look, panels = style.looks(results.methods, results.controls), results.panels
     marks = [method for method in results.marks if results.levels(method) == results.accesses]
     figure = Figure(figsize=(1.2 + 4.6 * len(panels), 4.9), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]

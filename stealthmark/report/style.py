@@ -1,5 +1,6 @@
 """How every figure looks: one colour, marker and line a method, fixed sizes, files that are the same on every run."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ MARKERS = "os^DvPX<>ph*"
 LINES = ("-", (0, (4, 1.5)))
 
 METRICS = {"dice": "Dice", "auc": "AUC", "vs": "VS", "hd95": "HD95 (px)", "asr": "ASR", "fpr": "FPR", "auroc": "AUROC"}
-METRICS |= {"ece": "ECE", "brier": "Brier"}
+METRICS |= {"ece": "ECE", "brier": "Brier", "threshold_dice": "Dice over thresholds"}
 
 RC = {
     "font.family": "DejaVu Sans",
@@ -51,10 +52,10 @@ class Look(NamedTuple):
     line: str | tuple
 
 
-def looks(methods: list[str]) -> dict[str, Look]:
-    """A look for each method, by its place in the suite; clean is grey. Colours repeat after nine, dashed."""
-    by_method = {CLEAN: Look(GREY, "o", "-")}
-    for i, method in enumerate(m for m in methods if m != CLEAN):
+def looks(methods: list[str], controls: Collection[str] = ()) -> dict[str, Look]:
+    """A look for each method, by its place in the suite; clean is grey, controls are ink. Colours repeat after nine, dashed."""
+    by_method = {CLEAN: Look(GREY, "o", "-")} | {control: Look(INK, "o", LINES[1]) for control in controls}
+    for i, method in enumerate(m for m in methods if m not in by_method):
         turn, color = divmod(i, len(PALETTE))
         by_method[method] = Look(PALETTE[color], MARKERS[i % len(MARKERS)], LINES[turn % len(LINES)])
     return by_method

@@ -1,72 +1,62 @@
 """Rows -> tables: numbers for machines (CSV) and the same cells as text for people (Markdown, LaTeX, the page)."""
 
-import numpy as np
-
 from stealthmark.access import WEIGHTS
 from stealthmark.layout import CLEAN, INDEPENDENT, NULL, Place
-from stealthmark.metrics import CALIBRATION, SEGMENTATION
-from stealthmark.report import explanation_tables, facts, situations, style
+from stealthmark.metrics import CALIBRATION
+from stealthmark.report import by_seed, explanation_tables, facts, model_level, shown_code, situations, style
+from stealthmark.report.changes import Measure
 from stealthmark.report.formatting import (
     ABSENT,
-    FAILED,
     Table,
-    asr_and_dice,
     cases_notes,
     cell,
-    change_numbers,
-    change_text,
+    fingerprint_notes,
+    guaranteed_notes,
     head,
     lines,
-    metric_title,
     numbers,
     p_value,
+    presence_and_dice,
     seeds_note,
     smallest_p,
     status,
     step_name,
     table,
     titled,
+    zero_note,
 )
-from stealthmark.report.results import (
-    AS_STOLEN,
-    BENIGN,
-    HARM_MARGIN,
-    OTHERS_MODEL,
-    PLACE,
-    SCANS,
-    TRIGGERED,
-    Change,
-    Measure,
-    Panel,
-    Results,
-    failures,
-    paired_change,
-)
+from stealthmark.report.harm_tables import calibration, harm
+from stealthmark.report.results import AS_STOLEN, OTHERS_MODEL, PLACE, SCANS, TRIGGERED, Panel, Results, failures
 
-QUERIES = (BENIGN, TRIGGERED)
+#: What a detector says: at the owner's frozen threshold, and whatever the threshold.
+DETECTION = ("asr", "auroc", "auroc_null")
 
 
 def all_tables(results: Results) -> list[Table]:
-    """The tables of a run: main, harm, robustness, false_claims; where there is something to show, calibration, access,
-    ownership, scanners, explanations, payload, verdicts, situations, failures."""
+    """The tables of a run: main, harm, robustness, false_claims; where there is something to show, calibration, by-seed,
+    access, ownership, queries, scanners, explanations, payload, verdicts, situations, failures."""
     tables = [main(results), harm(results)]
     if results.rows.metric.isin(CALIBRATION).any():
         tables.append(calibration(results))
     tables += [robustness(results), false_claims(results)]
+    if len(results.seeds) > 1:
+        tables.append(by_seed.table_of(results))
     if len(results.accesses) > 1:
         tables.append(access(results))
     if results.has(metric="p_model"):
         tables.append(ownership(results))
+    tables += model_level.tables(results)
     if results.scanners:
         tables.append(scanners(results))
-    tables += [*explanation_tables.tables(results), *situations.tables(results)]
+    tables += [*shown_code.tables(results), *explanation_tables.tables(results), *situations.tables(results)]
     if len(failures(results.rows)):
         tables.append(failed(results))
     return tables
 
 
 def main(results: Results) -> Table:
-    """The paper's table: quality on benign and on triggered images, and detection, before any attack."""
+    """The paper's table: quality on benign and on triggered images, and detection, before any attack; then, where there are
+    null models with a verdict, in how many of them ownership is wrongly shown."""
     columns = {
         "Dice": (Measure("dice"), True, True),
         "AUC": (Measure("auc"), True, False),
@@ -76,113 +66,56 @@ def main(results: Results) -> Table:
         "FPR": (Measure("fpr", ""), False, True),
         "AUROC": (Measure("auroc", ""), False, False),
     }
+    if results.has(metric="auroc_null"):
+        columns["AUROC, nulls"] = (Measure("auroc_null", ""), False, False)
+    innocent = situations.innocent(results)
     data, text = [], []
     for panel, method in lines(results):
         values = {m.column: results.value(m.metric, panel, method, query=m.query) for m, _, _ in columns.values()}
-        data.append({**head(panel, method), **numbers(values), "status": status(values["dice"])})
         line = {title: cell(values[m.column], change, interval) for title, (m, change, interval) in columns.items()}
+        shown = {}
+        for name, members in innocent.items():
+            count = situations.wrongly_shown(results, panel, method, members)
+            line[f"shown, {name}"] = count.text()
+            column = name.replace(" ", "_")
+            shown |= {f"shown_{column}": count.shown, f"examined_{column}": count.n, f"shown_{column}_high": count.high}
+        data.append({**head(panel, method), **numbers(values), **shown, "status": status(values["dice"])})
         text.append({**titled(results, panel, method), **line})
     notes = [
-        "In parentheses: change against the clean model of the same seed, in points (hundredths).",
+        zero_note(results),
         seeds_note(results),
         *cases_notes(results),
-        "ASR: triggered queries that the frozen detector calls marked; FPR: untriggered queries that it calls marked.",
-        *_fingerprints(results),
+        "ASR: triggered queries that the frozen detector calls marked; FPR: untriggered queries that it calls marked. AUROC: "
+        "how well the scores of triggered and ordinary queries of the same model separate, whatever the threshold"
+        + ("; nulls: its triggered queries against those of all null models." if "AUROC, nulls" in columns else "."),
+        *guaranteed_notes(results),
+        *([situations.INNOCENT_NOTE] if innocent else []),
+        *fingerprint_notes(results),
     ]
     return table(results, "main", "Marks before any attack", data, text, notes)
 
 
-def _fingerprints(results: Results) -> list[str]:
-    """A note on methods that change no model."""
-    names = ", ".join(results.of_kind(facts.FINGERPRINT))
-    return [f"{names}: a fingerprint. Nothing is embedded; the model is the clean one."] if names else []
-
-
-def harm(results: Results) -> Table:
-    """What the mark costs its owner: paired change against clean, patients resampled, and a verdict at the margin."""
-    data, text = [], []
-    for panel, method in lines(results, marks_only=True):
-        columns, line, harmless = {}, {}, {}
-        for query in QUERIES:
-            measures = [Measure(name, query) for name in SEGMENTATION]
-            changes = {measure: paired_change(results, panel, method, measure) for measure in measures}
-            for measure, change in changes.items():
-                name = measure.column
-                bound, p, answer = change.verdict or (np.nan, np.nan, ABSENT)
-                columns |= change_numbers(name, change)
-                columns |= {f"{name}_bound": bound, f"{name}_p": p, f"{name}_noninferior": answer}
-                verdict = f"{change_text(change)}; {answer}" if change.pairs else _missing(results, panel, method)
-                line[metric_title(measure)] = verdict
-            harmless[query] = _harmless([change.verdict.answer for change in changes.values() if change.verdict])
-        benign, triggered = harmless.values()
-        data.append({**head(panel, method), **columns, "harmless": benign, "harmless_triggered": triggered})
-        verdict = benign if ABSENT in (benign, triggered) else f"{benign}; triggered: {triggered}"
-        text.append({**titled(results, panel, method), **line, "harmless": verdict})
-    notes = [
-        "Mean change against the clean model on the same test case: points for Dice, AUC and VS, px for HD95 (less is "
-        "better). Triggered images are compared with the clean model on the same images without trigger.",
-        "Brackets: 95 % intervals, bootstrap over groups (patients, videos), all seeds of a group together. Cases where a "
-        "metric is undefined are left out; harm.csv counts those that are in.",
-        f"Below each: is the marked model not worse by {HARM_MARGIN:g} point ({HARM_MARGIN:g} px)? yes when the one-sided 95 % "
-        "interval of the same bootstrap stays on the good side of that margin (p < 0.05 for non-inferiority), no when the "
-        "opposite one-sided interval stays on the bad side, else undecided. The two-sided bracket is a little wider, so it may "
-        "reach over the margin beside a yes. harm.csv has every bound and p. Fewer than five groups decide nothing.",
-        "Harmless: yes when all four metrics say yes, no when one says no; on benign, then on triggered images.",
-        *_fingerprints(results),
-    ]
-    return table(results, "harm", "What a mark costs its owner", data, text, notes)
-
-
-def _missing(results: Results, panel: Panel, method: str) -> str:
-    return FAILED if results.value("dice", panel, method).status == FAILED else ABSENT
-
-
-def _harmless(answers: list[str]) -> str:
-    """All must be yes, so no answer needs adjusting for how many there are; one no is enough."""
-    if not answers:
-        return ABSENT
-    return "no" if "no" in answers else "yes" if set(answers) == {"yes"} else "undecided"
-
-
-def calibration(results: Results) -> Table:
-    """Whether probabilities still mean what they say: ECE and Brier score with their paired change against clean."""
-    data, text = [], []
-    for panel, method in lines(results):
-        columns, line = {}, {}
-        for measure in (Measure(name, query) for query in QUERIES for name in CALIBRATION):
-            value = results.value(measure.metric, panel, method, query=measure.query)
-            change = Change() if method == CLEAN else paired_change(results, panel, method, measure)
-            columns |= {measure.column: value.mean, **change_numbers(measure.column, change)}
-            second = f"; {change_text(change)}" if change.pairs and value.status == "ok" else ""
-            line[metric_title(measure)] = cell(value) + second
-        data.append({**head(panel, method), **columns, "status": status(results.value(CALIBRATION[0], panel, method))})
-        text.append({**titled(results, panel, method), **line})
-    notes = [
-        "ECE: expected calibration error of each image, its pixels in 15 bins of equal width by their probability of "
-        "foreground: the difference between mean probability and share of foreground, weighted by pixels (Guo et al. 2017). "
-        "Brier: mean squared difference between probability and mask. Both 0 to 1, less is better, mean over images.",
-        "Below each: mean change against the clean model on the same images without trigger, in points (hundredths), with its "
-        "95 % interval, groups (patients, videos) resampled, all seeds of a group together. Every interval: calibration.csv.",
-    ]
-    return table(results, "calibration", "What a mark does to probabilities", data, text, notes)
-
-
 def robustness(results: Results) -> Table:
-    """ASR and Dice after each attack; every strength in the data, at most three of each attack in the text."""
+    """ASR, AUROC and Dice after each attack; every strength in the data, at most three of each attack in the text."""
     some = [AS_STOLEN, *(Place(attack=a, strength=s) for a in results.attacks for s in results.some_strengths(a))]
+    asked = [metric for metric in (*DETECTION, "dice", "fpr") if metric != DETECTION[-1] or results.has(metric=metric)]
     data, text = [], []
     for panel, method in lines(results, marks_only=True):
         for place in results.steps():
-            values = {metric: results.value(metric, panel, method, place) for metric in ("asr", "dice", "fpr")}
+            values = {metric: results.value(metric, panel, method, place) for metric in asked}
             where = {"attack": place.attack, "strength": place.strength}
             data.append({**head(panel, method), **where, **numbers(values), "status": status(values["asr"])})
         line = {}
         for place in some:
-            asr, dice = (results.value(metric, panel, method, place) for metric in ("asr", "dice"))
-            line["no attack" if place.as_stolen else step_name(results, place)] = asr_and_dice(asr, dice)
+            found = [results.value(metric, panel, method, place) for metric in (*DETECTION, "dice")]
+            line["no attack" if place.as_stolen else step_name(results, place)] = presence_and_dice(*found)
         text.append({**titled(results, panel, method), **line})
     notes = [
-        "ASR; then Dice on benign images with its change against the unattacked clean model, in points.",
+        "ASR at the threshold that was frozen before; AUROC of triggered against ordinary queries of the same model, which no "
+        "threshold decides"
+        + (" (nulls: against triggered queries of the null models)" if DETECTION[-1] in asked else "")
+        + ": a mark can be present where its calibration is gone.",
+        zero_note(results, "Then Dice on benign images, with its change"),
         seeds_note(results, brackets=False),
         "Every strength and every interval: robustness.csv.",
     ]
@@ -212,6 +145,7 @@ def false_claims(results: Results) -> Table:
         "p: the paper's chi-square on the table detector x triggered (no Yates correction). It asks whether answers "
         "differ with and without the trigger, so it can be small for a model never marked. Largest over seeds.",
         seeds_note(results),
+        *guaranteed_notes(results),
     ]
     return table(results, "false_claims", "False claims against an independent model", data, text, notes)
 
@@ -219,16 +153,23 @@ def false_claims(results: Results) -> Table:
 def access(results: Results) -> Table:
     """ASR at each access level, before any attack."""
     levels = [*results.accesses, *([WEIGHTS] if results.of_kind(facts.WHITE_BOX) else [])]
+    asked = [metric for metric in (*DETECTION, "fpr") if metric != DETECTION[-1] or results.has(metric=metric)]
     data, text = [], []
     for panel, method in lines(results, marks_only=True):
         line = dict.fromkeys(map(style.access_name, levels), ABSENT)
         for level in results.levels(method):
             place = AS_STOLEN._replace(access=level)
-            values = {metric: results.value(metric, panel, method, place) for metric in ("asr", "fpr", "auroc")}
+            values = {metric: results.value(metric, panel, method, place) for metric in asked}
             data.append({**head(panel, method), "access": level, **numbers(values), "status": status(values["asr"])})
-            line[style.access_name(level)] = cell(values["asr"], interval=True)
+            auroc = f"; AUROC {cell(values['auroc'])}" if values["auroc"].status == "ok" else ""
+            line[style.access_name(level)] = cell(values["asr"], interval=True) + auroc
         text.append({**titled(results, panel, method), **line})
-    notes = ["ASR when the suspect's interface shows only this much.", seeds_note(results)]
+    notes = [
+        "ASR when the suspect's interface shows only this much; below it the AUROC of triggered against ordinary queries, "
+        "which no threshold decides.",
+        seeds_note(results),
+        *guaranteed_notes(results),
+    ]
     return table(results, "access", "ASR by what the suspect's interface shows", data, text, notes)
 
 
@@ -238,11 +179,17 @@ def ownership(results: Results) -> Table:
     for panel, method in lines(results, marks_only=True):
         line = {}
         for place in (*results.strongest(), OTHERS_MODEL):
-            p = results.value("p_model", panel, method, place)
+            p, unmarked, score = (results.value(m, panel, method, place) for m in ("p_model", "p_unmarked", "score"))
             where = {"role": place.role, "attack": place.attack, "strength": place.strength}
-            columns = {"p": p.mean, "p_largest": p.high, "nulls": p.n, "status": status(p)}
-            data.append({**head(panel, method), **where, **columns})
-            line[f"p, {INDEPENDENT if place == OTHERS_MODEL else step_name(results, place)}"] = p_value(p)
+            columns = {"p": p.mean, "p_largest": p.high, "nulls": p.n}
+            if unmarked.status == "ok":
+                columns |= {"p_unmarked": unmarked.mean, "p_unmarked_largest": unmarked.high, "nulls_unmarked": unmarked.n}
+            if score.status == "ok":
+                columns |= {"score": score.mean, "score_low": score.low, "score_high": score.high}
+            data.append({**head(panel, method), **where, **columns, "status": status(p)})
+            text_of_p = p_value(p) + (f"; unmarked {p_value(unmarked)}" if unmarked.status == "ok" else "")
+            text_of_p += f"; score {cell(score, interval=True)}" if score.status == "ok" else ""
+            line[f"p, {INDEPENDENT if place == OTHERS_MODEL else step_name(results, place)}"] = text_of_p
         accused, pool = _accused(results, panel, method)
         line["null models accused"] = f"{accused} of {pool}" if pool else ABSENT
         data[-1] |= {"nulls_accused": accused, "nulls_examined": pool}
@@ -251,6 +198,8 @@ def ownership(results: Results) -> Table:
         "p: the unit is the model. The suspect's mean score over triggered queries is ranked among null models (never marked, "
         "or marked by another method): (1 + nulls at or above it) / (1 + nulls). Largest over seeds.",
         f"The smallest p that this pool allows is {smallest_p(results)}.",
+        *(["Unmarked: the same rank among null models that were never marked."] if results.has(metric="p_unmarked") else []),
+        *(["Score: the mean over triggered queries, its interval from groups."] if results.has(metric="score") else []),
         "Null models accused: those of which the frozen detector calls most triggered queries marked.",
     ]
     return table(results, "ownership", "Whose model is it", data, text, notes)

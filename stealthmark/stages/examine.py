@@ -11,7 +11,7 @@ from stealthmark.access import PROBABILITIES, WEIGHTS
 from stealthmark.detection import CHUNK, Asking, ask
 from stealthmark.files import write_json
 from stealthmark.layout import CASES, EVIDENCE, EXAMPLES, INDEPENDENT, NULL, POOL, RELIABILITY, STOLEN, Place
-from stealthmark.method import Answers, BlackBoxMethod, EmbeddedMark, WhiteBoxMark
+from stealthmark.method import Answers, BlackBoxMethod, EmbeddedMark, Key, WhiteBoxMark
 from stealthmark.settings import ClaimPlan
 from stealthmark.stages.examination import (
     Examination,
@@ -39,7 +39,8 @@ def examine(data: Path, key_file: Path | None, suspects: list[tuple[Place, Path]
     is. Others lie in `out` itself.
 
     Writes `cases.parquet`, of the stolen model as it is `examples.npz` (three cases with their probability maps) and
-    `reliability.npz`, and `evidence.json`, where a suspect that could not be examined is listed with its status.
+    `reliability.npz`, and `evidence.json`, where a suspect that could not be examined is listed with its status; of the stolen
+    model as it is it also says how many groups the key's threshold at each access level was calibrated on.
     """
     check_job(suspects)
     examination = Examination.open(data, key_file, device)
@@ -55,10 +56,19 @@ def examine(data: Path, key_file: Path | None, suspects: list[tuple[Place, Path]
         if tables:
             pd.concat(tables, ignore_index=True).to_parquet(kept_in / CASES)
         failures = [failure(one) for one in listed if one.status != "ok"]
-        write_json(kept_in / EVIDENCE, {"status": "ok", "failures": failures, "identity": identity})
+        summary = {"status": "ok", "failures": failures, "identity": identity}
+        if place.as_stolen and examination.key:
+            summary["calibrated_on"] = _calibrated_on(examination.key)
+        write_json(kept_in / EVIDENCE, summary)
     members = [place.member for place, _ in suspects if place.member]
     if members:
         write_json(out / EVIDENCE, {"status": "ok", "failures": [], "members": members})
+
+
+def _calibrated_on(key: Key) -> dict[str, int]:
+    """Access level -> how many groups (patients, videos) its threshold was calibrated on; of keys that know."""
+    counts = {level: detector.fitted_on.get("groups") for level, detector in key.detectors.items()}
+    return {level: count for level, count in counts.items() if count}
 
 
 def _forget(folder: Path) -> None:
@@ -156,6 +166,7 @@ def examine_claims(
     if possible and isinstance(examination.method, BlackBoxMethod):
         stolen = examination.suspect(owned)
         made = _claims(data, examination, stolen, surrogate, plan, seed)
+        stolen.forget()  # what a climber was answered is of no further use
         rows = spread(len(examination.arrays.cases), plan.images)
         images, cases = examination.images(rows), examination.arrays.cases.iloc[rows][CASE].reset_index(drop=True)
         for claim in made:
@@ -191,7 +202,8 @@ def _quality(examination: Examination, suspect: Suspect, images: torch.Tensor, r
     quality = metrics.segmentation(suspect.predictor(images).numpy(), masks)
     if isinstance(examination.method, EmbeddedMark):
         queries = examination.method.trigger(images, examination.key)
-        triggered = metrics.segmentation(suspect.predictor(queries).numpy(), masks)
+        moved = examination.method.moved(torch.from_numpy(masks).float(), examination.key).numpy() > 0
+        triggered = metrics.segmentation(suspect.predictor(queries).numpy(), moved)
         quality = quality.join(triggered.add_suffix("_triggered"))
     return quality
 

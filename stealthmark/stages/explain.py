@@ -14,8 +14,8 @@ from stealthmark import codes
 from stealthmark.errors import UserError
 from stealthmark.files import read_json, write_json
 from stealthmark.layout import CARD, CASES, EXPLANATIONS, MAPS, NO_ATTACK, UNTRAINED, Place
-from stealthmark.method import CodeMark, EmbeddedMark
-from stealthmark.occlusion import FEWER, BackgroundLevels, explain_both_ways, occlude, random_occlusions, read_code_maps
+from stealthmark.method import CodeMark, EmbeddedMark, ExplainedCode, Key
+from stealthmark.occlusion import FEWER, BackgroundParts, explain_both_ways, occlude, random_occlusions, read_code_maps
 from stealthmark.plugin import make
 from stealthmark.seeds import derive, secret
 from stealthmark.settings import ExplanationPlan
@@ -23,17 +23,23 @@ from stealthmark.stages.examination import Examination, Suspect, check_job, fail
 from stealthmark.stages.examine import as_bytes
 from stealthmark.suspects.checkpoint import from_model
 
-#: What is asked for a code: triggered images, for the code of the plan; occlusions behind the key's picture, behind that of
-#: another key, behind black, for the mark's own code; and natural images.
+#: What is asked for a code: triggered images; occlusions behind the key's picture; both with what another key has instead;
+#: occlusions behind black; and natural images.
 TRIGGER, KEY, WRONG_KEY, WITHOUT_KEY, NATURAL = "trigger", "key", "wrong-key", "no-key", "natural"
-#: How a code is read from the answers.
+#: How a code is read from the answers. `gated-qr` and `lime`, of triggered images, look for the code of the plan, all others
+#: for the mark's own.
 GATED_QR, LIME, IN_PLACE, LEVEL = "gated-qr", "lime", "in-place", "level"
+#: A code that answers show is read from so many images, each alone, and from as many together as `TOGETHER` says.
+ALONE, TOGETHER = 100, (4, 16)
+#: What the line of a map is called that is of all test images together.
+ALL = "all"
 
 
 @dataclass(frozen=True)
 class Reading:
     """A map, float (n, n), and how it was come by: what was asked (`query`), how it was read (`reader`), from how many queries
-    an image, at which access level; of the image in the row `case`, or `pooled` over several, which `case` names."""
+    an image, at which access level; of the image in the row `case`, or `pooled` over several, which `case` names. Of answers
+    that show a code, `queries` are all that were pooled, one an image."""
 
     map: np.ndarray
     query: str
@@ -44,9 +50,15 @@ class Reading:
     pooled: bool = False
 
     @property
+    def of_plan(self) -> bool:
+        """Whether the code of the plan is looked for; else it is the mark's own."""
+        return self.query == TRIGGER and self.reader in (GATED_QR, LIME)
+
+    @property
     def name(self) -> str:
         """How the map is called in `maps.npz`."""
         way = self.reader if self.query == TRIGGER else self.query + f"-{LIME}" * (self.reader == LIME)
+        way += f"-{ALL}" * (self.case == ALL and self.query == TRIGGER)
         return f"{self.access}/{way}"
 
 
@@ -62,7 +74,8 @@ def explain(
     """How much of a QR code the explanations of the answers of one role and attack show.
 
     Suspects that have not been attacked are explained by `gated-qr` and by LIME, against the code of the plan; where the mark
-    carries a code, all suspects are asked for that. A suspect `untrained/none` is a network with random weights of the
+    carries a code, all suspects are asked for that, with occlusions or, where answers show it by themselves, with the trigger
+    alone. A suspect `untrained/none` is a network with random weights of the
     architecture that the card in its folder names: what shows a code there is no evidence.
 
     Writes `cases.parquet` (a line an image, or a try, a suspect, an access level and a way to read; `bit_error` in [0, 1],
@@ -78,24 +91,27 @@ def explain(
     triggered = method.trigger(examination.images(order[: plan.images]), key)
     plan_code = codes.encode(plan.code, plan.kind)
     lines, maps, failures = [], {"code": plan_code, "image": as_bytes(triggered[:1])[0]}, []
-    carried = _Carried.of(examination, seed) if isinstance(method, CodeMark) else None
-    if carried:
-        question = carried.question(examination.images(order[:1])[0], seed)
+    carried = None
+    if isinstance(method, CodeMark):
+        carried = (_Spelt if isinstance(method, ExplainedCode) else _Shown).of(examination, seed)
+        question = carried.question(examination, examination.images(order[:1])[0], seed)
         maps |= {"payload": carried.code, "asked": as_bytes(question[None])[0]}
+        if isinstance(carried, _Shown):
+            true = torch.from_numpy(examination.masks(order[:1])).float()
+            maps["mask"] = method.moved(true, key)[0].numpy().astype(np.uint8)
     for suspect in _suspects(examination, suspects, seed, failures):
         place = suspect.place
         readings: list[Reading] = []
         if place.attack == NO_ATTACK:
             readings += _by_both_ways(examination, suspect, triggered, order, plan, seed)
-        text_of = {TRIGGER: (plan_code, plan.code)}
         if carried:
             maps[f"{place.strength:g}/answer"] = suspect.predictor(question[None])[0].numpy().astype(np.float16)
             readings += carried.readings(examination, suspect, order, plan, seed)
-            text_of |= dict.fromkeys((KEY, WRONG_KEY, WITHOUT_KEY, NATURAL), (carried.code, carried.text))
         for level in examination.levels:
             for reading in (reading for reading in readings if reading.access == level):
-                lines.append(_line(examination, place, reading, *text_of[reading.query]))
-                if not reading.pooled or reading.query == NATURAL:
+                code, text = (plan_code, plan.code) if reading.of_plan else (carried.code, carried.text)
+                lines.append(_line(examination, place, reading, code, text))
+                if not reading.pooled or reading.case == ALL:
                     maps.setdefault(f"{place.strength:g}/{reading.name}", reading.map)
     out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(lines).to_parquet(out / CASES)
@@ -110,7 +126,7 @@ def _line(examination: Examination, place: Place, reading: Reading, code: np.nda
     else:
         case = examination.arrays.cases.iloc[reading.case][["case_id", "group_id"]].to_dict()
     split = {GATED_QR: lambda map_: map_ != 0}.get(
-        reading.reader, codes.median_split if reading.query == TRIGGER else codes.minimum_error_split
+        reading.reader, codes.median_split if reading.of_plan else codes.minimum_error_split
     )
     modules = split(reading.map)
     how = {"query": reading.query, "reader": reading.reader, "pooled": reading.pooled, "queries": reading.queries}
@@ -131,21 +147,65 @@ def _by_both_ways(
 
 
 @dataclass(frozen=True)
-class _Carried:
-    """The code that a mark carries, bool (n, n), the text it stands for, and what hidden cells show when it is asked for."""
+class _Shown:
+    """A code that answers to triggered images show, bool (n, n), the text it stands for, and somebody else's key."""
+
+    code: np.ndarray
+    text: str
+    other_key: Key
+
+    @classmethod
+    def of(cls, examination: Examination, seed: int) -> "_Shown":
+        method, key = examination.method, examination.key
+        other = method.make_key(secret(seed, "wrong-key"), key.shape)
+        return cls(method.modules(key).numpy(), method.text(key), other)
+
+    def question(self, examination: Examination, image: Tensor, seed: int) -> Tensor:
+        """One of the queries that ask for the code, float (C, H, W), as 8 bit show it."""
+        return torch.from_numpy(as_bytes(examination.method.trigger(image[None], examination.key)))[0] / 255
+
+    def readings(
+        self, examination: Examination, suspect: Suspect, order: np.ndarray, plan: ExplanationPlan, seed: int
+    ) -> Iterator[Reading]:
+        """The level of the background by cells: of up to `ALONE` images each alone, pooled over `TOGETHER`, and over all. Of
+        the model as it was stolen also under another key's trigger, and without one."""
+        method, key = examination.method, examination.key
+        asked = {TRIGGER: lambda images: method.trigger(images, key)}
+        if suspect.place.as_stolen:
+            asked |= {WRONG_KEY: lambda images: method.trigger(images, self.other_key), NATURAL: lambda images: images}
+        for query, trigger in asked.items():
+            parts = {level: BackgroundParts(len(self.code)) for level in examination.levels}
+            for _, images in examination.batches():
+                for level, predictor in examination.seen(suspect.predictor).items():
+                    parts[level].add(predictor(trigger(images)))
+                suspect.forget()
+            alone = order[:ALONE]
+            for level, part in parts.items():
+                for row in alone:
+                    yield Reading(part.map([row]), query, LEVEL, 1, level, int(row))
+                for count in TOGETHER:
+                    for turn in range(len(alone) // count):
+                        rows = alone[turn * count : (turn + 1) * count]
+                        yield Reading(part.map(rows), query, LEVEL, count, level, f"try {turn + 1}", pooled=True)
+                yield Reading(part.map(order), query, LEVEL, len(order), level, ALL, pooled=True)
+
+
+@dataclass(frozen=True)
+class _Spelt:
+    """A code that explanations spell, bool (n, n), the text it stands for, and what hidden cells show when it is asked for."""
 
     code: np.ndarray
     text: str
     baselines: dict[str, Tensor | float]
 
     @classmethod
-    def of(cls, examination: Examination, seed: int) -> "_Carried":
+    def of(cls, examination: Examination, seed: int) -> "_Spelt":
         method, key = examination.method, examination.key
         other = method.make_key(secret(seed, "wrong-key"), key.shape)
         baselines = {KEY: method.baseline(key), WRONG_KEY: method.baseline(other), WITHOUT_KEY: 0.0}
         return cls(method.modules(key).numpy(), method.text(key), baselines)
 
-    def question(self, image: Tensor, seed: int) -> Tensor:
+    def question(self, examination: Examination, image: Tensor, seed: int) -> Tensor:
         """One of the queries that ask for the code, float (C, H, W), as 8 bit show it."""
         visible = random_occlusions(1, len(self.code), torch.Generator().manual_seed(seed))
         return torch.from_numpy(as_bytes(occlude(image, visible, self.baselines[KEY])))[0] / 255
@@ -186,13 +246,13 @@ class _Carried:
             for row in first_rows:
                 for (level, reader, count), map_ in read(row, query, [plan.queries]).items():
                     yield Reading(map_, query, reader, count, level, row)
-        levels = {level: BackgroundLevels(len(self.code)) for level in seen}
+        levels = {level: BackgroundParts(len(self.code)) for level in seen}
         for _, images in examination.batches():
             for level, predictor in seen.items():
                 levels[level].add(predictor(images))
             suspect.forget()
         for level, background in levels.items():
-            yield Reading(background.map(), NATURAL, LEVEL, None, level, "all", pooled=True)
+            yield Reading(background.map(range(len(order))), NATURAL, LEVEL, None, level, ALL, pooled=True)
 
 
 def _suspects(

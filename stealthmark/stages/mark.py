@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stealthmark import architecture as architectures
@@ -11,10 +12,10 @@ from stealthmark.access import WEIGHTS, at_access
 from stealthmark.detection import ask, fit_detector
 from stealthmark.errors import UserError
 from stealthmark.layout import CLEAN
-from stealthmark.method import Answers, Detector, Key, MethodContract, Owner, Trained, WhiteBoxMark, digest_of
+from stealthmark.method import Answers, BlackBoxMethod, Detector, Key, MethodContract, Owner, Trained, WhiteBoxMark, digest_of
 from stealthmark.plugin import make
 from stealthmark.seeds import secret
-from stealthmark.settings import Schedule
+from stealthmark.settings import Marking
 from stealthmark.stages.train import float_images, float_masks, train_with
 from stealthmark.suspects.checkpoint import from_model
 
@@ -23,7 +24,7 @@ def mark(
     data: Path,
     clean: Path,
     method: dict,
-    schedule: Schedule,
+    schedule: Marking,
     access: Iterable[str],
     seed: int,
     out: Path,
@@ -62,7 +63,10 @@ def mark(
         model, card = train_with(marking, key, data, share, card["architecture"], schedule, seed, out, device, start)
     else:
         model = clean_model
-    detectors = _fit_detectors(marking, key, model, null_model, access, images, device)
+    # Questions of the method's own, and bits, belong to no patient.
+    asks_with_images = isinstance(marking, BlackBoxMethod) and marking.questions(key) is None
+    groups = calibration.cases["group_id"].to_numpy(dtype=str) if asks_with_images else None
+    detectors = _fit_detectors(marking, key, model, null_model, access, images, groups, device)
     queried = digest_of(arrays.lazy_share("test").images)
     architectures.save(model, card, out)
     key_file.parent.mkdir(parents=True, exist_ok=True)
@@ -76,9 +80,11 @@ def _fit_detectors(
     null: torch.nn.Module,
     access: Iterable[str],
     images: torch.Tensor,
+    groups: np.ndarray | None,
     device: torch.device,
 ) -> dict[str, Detector]:
-    """A detector for every access level; of a mark in the weights, one for these."""
+    """A detector for every access level; of a mark in the weights, one for these. groups: those of the images, where these are
+    what is asked with."""
 
     def answers(network: torch.nn.Module) -> dict[str, Answers]:
         if isinstance(method, WhiteBoxMark):
@@ -87,4 +93,4 @@ def _fit_detectors(
         return ask(method, key, {level: at_access(predictor, level) for level in access}, [images])
 
     own, other = answers(model), answers(null)
-    return {level: fit_detector(own[level], other[level]) for level in own}
+    return {level: fit_detector(own[level], other[level], groups) for level in own}

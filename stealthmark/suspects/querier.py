@@ -96,7 +96,7 @@ class Querier:
             raise UserError(
                 f"{self.source.name} is asked with images of shape {tuple(images.shape[1:])}; allowed: {self._shape}"
             )
-        digests = _digests(images)
+        digests = digests_of(images)
         answers = {digest: self._remembered[digest] for digest in digests if digest in self._remembered}
         first_places = {digest: i for i, digest in reversed([*enumerate(digests)]) if digest not in answers}
         new = sorted(first_places.values())
@@ -135,8 +135,8 @@ class Querier:
             self._bytes -= self._remembered.pop(next(iter(self._remembered))).nbytes
 
 
-def _digests(images: Tensor) -> list[bytes]:
-    """SHA-256 of each image's type, shape and values."""
+def digests_of(images: Tensor) -> list[bytes]:
+    """SHA-256 of each image's type, shape and values; of answers, each map's."""
     rows = images.contiguous().numpy()
     start = hashlib.sha256(f"{rows.dtype.str} {rows.shape[1:]}".encode())
     digests = []

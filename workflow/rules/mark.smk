@@ -13,7 +13,7 @@ rule mark:
         RESULTS / f"logs/mark/{'/'.join(CELL)}.log",
     params:
         method=options("method"),
-        schedule=flow(SUITE.marking.model_dump()),
+        schedule=flow(SUITE.marking.model_dump() | {"settled": SUITE.marking.settled}),
         access=SUITE.access,
         share="owner",
         key=str(STUDY.key(CELL)),
@@ -45,7 +45,7 @@ use rule mark as mark_with_other_key with:
         RESULTS / "logs/mark/{dataset}/{architecture}/{seed}/other-keys/{method}/{null}.log",
     params:
         method=options("method"),
-        schedule=flow(SUITE.marking.model_dump()),
+        schedule=flow(SUITE.marking.model_dump() | {"settled": SUITE.marking.settled}),
         access=SUITE.access,
         share="attacker",
         key=str(STUDY.key_of_other(CELL, "{null}")),

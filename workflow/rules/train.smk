@@ -66,10 +66,10 @@ use rule train_clean as train_null with:
     log:
         RESULTS / "logs/train/{dataset}/{architecture}/{seed}/nulls/{null}.log",
     params:
-        share=lambda wildcards: "owner" if int(wildcards.null) % 2 else "attacker",
+        share=lambda wildcards: SUITE.nulls.share(int(wildcards.null)),
         fraction=SUITE.nulls.fraction if SUITE.nulls else 1,
         architecture=lambda wildcards: flow(null_architecture(wildcards).options()),
-        schedule=flow(((SUITE.nulls and SUITE.nulls.training) or SUITE.training).model_dump()),
+        schedule=flow(SUITE.null_training.model_dump()) if SUITE.nulls else "",
         seed=seed("null", "dataset", "architecture", "seed", "null"),
         data=subpath(input.data, parent=True),
         out=subpath(output[0], parent=True),
