@@ -6,10 +6,11 @@ code into the explanation by itself (see `gated_qr`).
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stealthmark import codes
@@ -158,25 +159,34 @@ def in_place(visible: Tensor, answers: Tensor) -> Tensor:
 
 class BackgroundParts:
     """The map in which a code lies that shifts the background of answers: the mean log-odds of the background's pixels in every
-    cell, of any of the answers. Answers come in parts."""
+    cell, of any of the answers. Answers come in parts.
+
+    Within `MARGIN` of the structure, a share of the short side, an answer passes through every level. Those pixels count only
+    in cells that have no others.
+    """
+
+    MARGIN: ClassVar[float] = 1 / 32
 
     def __init__(self, grid: int):
         self.grid = grid
-        self._sums: list[Tensor] = []
-        self._pixels: list[Tensor] = []
+        #: Sums of levels and numbers of pixels by answer and cell: of the background outside the margin, and of all of it.
+        self._kept: tuple[list[Tensor], ...] = ([], [], [], [])
 
     def add(self, answers: Tensor) -> None:
         """More answers, float (B, H, W) in [0, 1]."""
         levels, background = log_odds(answers).double(), (answers < 0.5).double()
+        margin = round(min(answers.shape[1:]) * self.MARGIN)
+        near = F.max_pool2d(1 - background[:, None], 2 * margin + 1, 1, margin)[:, 0]
         cell = cells(*answers.shape[1:], self.grid).flatten()
-        for kept, values in ((self._sums, levels * background), (self._pixels, background)):
+        for kept, values in zip(self._kept, (levels * (1 - near), 1 - near, levels * background, background), strict=True):
             by_cell = torch.zeros(len(answers), self.grid**2, dtype=torch.float64)
             kept.append(by_cell.index_add_(1, cell, values.flatten(1)))
 
     def map(self, rows: Iterable[int]) -> np.ndarray:
         """Float (grid, grid), of the answers with these numbers. A cell without background has the mean of the others."""
         chosen = torch.as_tensor([*map(int, rows)])
-        sums, pixels = (torch.cat(kept)[chosen].sum(0) for kept in (self._sums, self._pixels))
+        far_sums, far_pixels, all_sums, all_pixels = (torch.cat(kept)[chosen].sum(0) for kept in self._kept)
+        sums, pixels = torch.where(far_pixels > 0, torch.stack([far_sums, far_pixels]), torch.stack([all_sums, all_pixels]))
         known = pixels > 0
         means = torch.where(known, sums / pixels.clamp(min=1), 0.0)
         levels = torch.where(known, means, means.sum() / known.sum().clamp(min=1))
